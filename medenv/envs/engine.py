@@ -1,0 +1,375 @@
+"""The consultation engine: N consultations at once, in arrays. Every environment of medenv is a view of it.
+
+Rules (tested as invariants): an answer is a pure function of (case, finding); every action takes a turn; an invalid action
+is counted and changes nothing else; on the last turn only diagnosing and referring are open; evidence, asked and mask live in one
+int8 buffer; beliefs are row-wise reductions, so a batch equals its consultations one by one, bit for bit.
+
+Does not cover: Gymnasium's interface (`consult`, `vector`), words (`medenv.patients`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medenv.belief.posterior import no_condition_fits, posterior, posterior_one
+from medenv.cases.source import NO_OPENING, CaseSource
+from medenv.errors import EpisodeError, MedenvError
+from medenv.hashing import draw_array, mix, seed_for
+from medenv.rewards.base import Transition
+from medenv.rewards.mix import RewardMix
+
+NONE = -1
+
+
+class Step(NamedTuple):
+    """What a step did, before any autoreset. All [N]."""
+
+    transition: Transition
+    reward: NDArray[np.float64]
+    components: dict[str, NDArray[np.float64]]
+    scored: NDArray[np.bool_]
+    row: NDArray[np.integer]  # the answer's row, NONE where nothing was asked
+
+
+class Engine:
+    """State of N consultations over one case source.
+
+    Arrays (N consultations, S slots, Q questions, D conditions, A = Q + D + 1 actions): `buffer` int8 [N, S + Q + A + 1]
+    (evidence, asked, mask, one spare column), `scores` and `belief` float32 [N, D], `entropy` float32 [N] in nats.
+    """
+
+    def __init__(self, source: CaseSource, rewards: RewardMix, num: int, max_turns: int) -> None:
+        if num < 1:
+            raise MedenvError(f"num_envs is {num}: give at least 1")
+        if max_turns < 1:
+            raise MedenvError(f"max_turns is {max_turns}: give at least 1")
+        self.source, self.tables, self.rewards = source, source.tables, rewards
+        self.num, self.max_turns = num, int(max_turns)
+        t = self.tables
+        self.S, self.Q, self.D = t.num_slots, t.num_questions, t.num_conditions
+        self.A = self.Q + self.D + 1
+        self.refer_action = self.A - 1
+        self.asked_at, self.mask_at, self.spare = self.S, self.S + self.Q, self.S + self.Q + self.A
+        self._template = self._templates()
+        self._kids = np.where(source.children >= 0, source.children, self.A).astype(np.int32)
+        self._has_kids = (source.children >= 0).any(1)
+        self._composite = np.zeros(source.row_slot.size, bool)
+        self._composite[list(source.more_slots)] = True
+        self._slot_width = np.diff(t.slot_start)
+        self._cost = t.cost
+        self._everyone = np.arange(num)
+        self.buffer = np.zeros((num, self.spare + 1), np.int8)
+        self.scores = np.zeros((num, self.D), np.float32)
+        self.belief = np.zeros((num, self.D), np.float32)
+        self.entropy = np.zeros(num, np.float32)
+        self.shift = np.zeros(num, np.float32)  # what the belief was computed with: it changes only with an answer,
+        self.normaliser = np.zeros(num, np.float32)  # to this log-normaliser, so that equal scores give equal bits
+        self.cell, self.truth = np.zeros(num, np.int32), np.zeros(num, np.int32)
+        self.complaint = np.zeros(num, np.int64)
+        self.demographics = np.zeros((num, 3), np.float32)
+        self.turns_left = np.zeros(num, np.int32)
+        self.handle = np.zeros(num, np.uint64)
+        self.done = np.ones(num, bool)
+        self.started = False
+        self.stream, self.episode = np.zeros(num, np.uint64), np.zeros(num, np.uint64)
+        self.differential: NDArray[np.float32] | None = None
+
+    def _templates(self) -> NDArray[np.int8]:
+        """[C, width] the buffer of a consultation before its opening statement, for each demographic cell."""
+        t = self.tables
+        out = np.zeros((t.allowed.shape[0], self.spare + 1), np.int8)
+        out[:, : self.S] = -1
+        root = np.array([f.parent is None for f in t.base.findings])
+        out[:, self.mask_at : self.mask_at + self.Q] = t.allowed * root
+        out[:, self.mask_at + self.Q : self.spare] = 1
+        return out
+
+    # Starting
+
+    def seed(self, seeds: NDArray[np.integer] | list[int]) -> None:
+        """Start stream i from seed i; the first episode of each comes next."""
+        self.stream = np.array([mix(seed_for(int(s), "stream")) for s in seeds], np.uint64)
+        self.episode = np.zeros(self.num, np.uint64)
+
+    def begin(self, who: NDArray[np.integer] | None = None, handles: NDArray[np.uint64] | None = None) -> None:
+        """Start consultations `who` (default all) on given cases, or on the next ones of their streams."""
+        who = self._everyone if who is None else who
+        if handles is None:
+            handles = self.source.next(self.stream[who], self.episode[who])
+            self.episode[who] += np.uint64(1)
+        self._open(who, handles)
+        self._refresh(who)
+        self.started = True
+
+    def _open(self, who: NDArray[np.integer], handles: NDArray[np.uint64]) -> None:
+        opened, t = self.source.open(handles), self.tables
+        self.handle[who], self.cell[who], self.truth[who] = handles, opened.cell, opened.truth
+        self.buffer[who] = self._template[opened.cell]
+        opening = opened.opening
+        self.scores[who] = t.opening_log[opened.cell, np.where(opening == NO_OPENING, -1, t.opening_of[opening])]
+        self.complaint[who] = np.where(opening == NO_OPENING, self.Q, opening)
+        self.shift[who] = 0.0
+        sex, setting = opened.cell & 1, opened.cell // (2 * len(t.base.age_bands))
+        self.demographics[who] = np.stack([opened.age, sex, setting], 1)
+        self.turns_left[who] = self.max_turns
+        self.done[who] = False
+        if self.differential is not None:
+            self.differential[who] = np.nan
+        told = who if (opening >= 0).all() else who[opening >= 0]
+        if told.size:
+            q = self.complaint[told]
+            self._disclose(told, q, t.row_of[self.cell[told], q] + 1)
+        if self.max_turns == 1:
+            self.buffer[who, self.mask_at : self.mask_at + self.Q] = 0
+
+    def _refresh(self, who: NDArray[np.integer] | None = None) -> None:
+        if who is None or who.size == self.num:
+            self.belief, self.entropy, self.normaliser = posterior(self.scores, self.shift)
+        elif who.size:
+            self.belief[who], self.entropy[who], self.normaliser[who] = posterior(self.scores[who], self.shift[who])
+
+    def _disclose(self, who: NDArray[np.integer], question: NDArray[np.integer], row: NDArray[np.integer]) -> None:
+        """Write answers into evidence, asked and mask."""
+        t, width = self.tables, self.buffer.shape[1]
+        flat = self.buffer.reshape(-1)
+        start = who * width
+        flat[start + (self.asked_at + question)] = 1
+        flat[start + (self.mask_at + question)] = 0
+        known = row != t.unknown_row
+        slots, widths = start + t.slot_start[question], self._slot_width[question]
+        flat[slots if known.all() else slots[known]] = 0
+        wide = np.flatnonzero((widths > 1) & known)
+        if wide.size:
+            n = widths[wide]
+            offset = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
+            flat[np.repeat(slots[wide], n) + offset] = 0
+        slot = self.source.row_slot[row]
+        one = np.flatnonzero(slot >= 0)
+        flat[start[one] + slot[one]] = 1
+        if self.source.more_slots:
+            for i in np.flatnonzero(self._composite[row]):
+                flat[start[i] + self.source.more_slots[int(row[i])]] = 1
+        parent = np.flatnonzero(self._has_kids[row])
+        if parent.size:
+            kids = self._kids[row[parent]]
+            cell = self.cell[who[parent]]
+            allowed = np.where(kids < self.A, t.allowed[cell[:, None], np.minimum(kids, self.Q - 1)], 0)
+            flat[start[parent, None] + self.mask_at + kids] = allowed
+
+    # Stepping
+
+    def step(self, action: NDArray[np.integer], resetting: NDArray[np.bool_] | None = None) -> Step:
+        """One turn for everybody. Rows of `resetting` ignore their action and begin their next case instead."""
+        if not self.started:
+            raise EpisodeError("step before reset: call reset() first")
+        action = np.asarray(action)
+        inside = (action >= 0) & (action < self.A)
+        index = action if inside.all() else np.where(inside, action, self.A)
+        live = ~self.done
+        valid = self.buffer.reshape(-1)[self._everyone * self.buffer.shape[1] + self.mask_at + index] == 1
+        valid &= live
+        ask = valid & (index < self.Q)
+        row = np.full(self.num, NONE, np.int64)
+        belief, entropy = self.belief, self.entropy
+        cost = np.zeros(self.num, np.float32)
+        answered = ask
+        who = np.flatnonzero(ask)
+        if who.size:
+            question = index[who]
+            answer = self.source.rows(self.handle[who], self.truth[who], self.cell[who], question)
+            row[who] = answer
+            self.shift[who] = self.normaliser[who]
+            if who.size == self.num:
+                self.scores += self.source.log_likelihood[answer]
+            else:
+                self.scores[who] += self.source.log_likelihood[answer]
+            self._disclose(who, question, answer)
+            cost[who] = self._cost[question]
+            silent = answer == self.tables.unknown_row
+            if silent.any():
+                answered = ask.copy()
+                answered[who[silent]] = False
+        self.turns_left -= live
+        closed = valid & (index >= self.Q)
+        ended = (closed | (self.turns_left <= 0)) & live
+        last = np.flatnonzero(self.turns_left == 1)
+        if last.size:
+            self.buffer[last, self.mask_at : self.mask_at + self.Q] = 0
+        self.done |= ended
+        if resetting is not None and resetting.any():
+            fresh = np.flatnonzero(resetting)
+            handles = self.source.next(self.stream[fresh], self.episode[fresh])
+            self.episode[fresh] += np.uint64(1)
+            self._open(fresh, handles)
+        self._refresh()
+        referred = closed & (index == self.refer_action)
+        transition = Transition(
+            question=np.where(ask, index, NONE),
+            answered=answered,
+            invalid=live & ~valid,
+            diagnosis=np.where(closed & ~referred, index - self.Q, NONE),
+            referred=referred,
+            ended=ended,
+            truth=self.truth,
+            cost=cost,
+            entropy_before=entropy,
+            entropy_after=self.entropy,
+            belief_before=belief,
+            belief_after=self.belief,
+            differential=self.differential,
+        )
+        reward, components = self.rewards.score(transition)
+        return Step(transition, reward, components, _scored(components, live), row)
+
+    def step_one(self, action: int) -> Step:
+        """`step` for a batch of one, in plain integers: the scalar environment's fast path, the same bits."""
+        buffer, source = self.buffer[0], self.source
+        valid = 0 <= action < self.A and bool(buffer[self.mask_at + action])
+        ask = valid and action < self.Q
+        row, before, entropy = NONE, self.belief, self.entropy
+        flags = set()
+        if ask:
+            row = source.row(int(self.handle[0]), int(self.truth[0]), int(self.cell[0]), action)  # type: ignore[attr-defined]
+            scores = self.scores[0]
+            scores += source.log_likelihood[row]
+            self._disclose_one(action, row)
+            self.shift[0] = self.normaliser[0]
+            belief, h, self.normaliser[0] = posterior_one(scores, self.shift[0])
+            self.belief, self.entropy = belief[None], np.array([h], np.float32)
+        self.turns_left[0] -= 1
+        left = self.turns_left[0]
+        closed = valid and not ask
+        ended = closed or left <= 0
+        if left == 1:
+            buffer[self.mask_at : self.mask_at + self.Q] = 0
+        self.done[0] = ended
+        referred = closed and action == self.refer_action
+        answered = ask and row != self.tables.unknown_row
+        if answered:
+            flags.add("answered")
+        if ended:
+            flags.add("ended")
+        if not valid:
+            flags.add("invalid")
+        transition = Transition(
+            question=np.array([action if ask else NONE]),
+            answered=_TRUE if answered else _FALSE,
+            invalid=_FALSE if valid else _TRUE,
+            diagnosis=np.array([action - self.Q if closed and not referred else NONE]),
+            referred=_TRUE if referred else _FALSE,
+            ended=_TRUE if ended else _FALSE,
+            truth=self.truth,
+            cost=self._cost[action : action + 1] if ask else _NOTHING,
+            entropy_before=entropy,
+            entropy_after=self.entropy,
+            belief_before=before,
+            belief_after=self.belief,
+            differential=self.differential,
+        )
+        reward, components = self.rewards.score(transition, frozenset(flags))
+        scored = _TRUE if all(v[0] == v[0] for v in components.values()) else _FALSE  # NaN: not scored
+        return Step(transition, reward, components, scored, np.array([row]))
+
+    def _disclose_one(self, question: int, row: int) -> None:
+        t, buffer, source = self.tables, self.buffer[0], self.source
+        buffer[self.asked_at + question] = 1
+        buffer[self.mask_at + question] = 0
+        if row != t.unknown_row:
+            buffer[t.slot_start[question] : t.slot_start[question + 1]] = 0
+            slot = source.row_slot[row]
+            if slot >= 0:
+                buffer[slot] = 1
+        if self._composite[row]:
+            buffer[source.more_slots[row]] = 1
+        if self._has_kids[row]:
+            for kid in source.children[row]:
+                if kid >= 0:
+                    buffer[self.mask_at + kid] = t.allowed[self.cell[0], kid]
+
+    # Looking
+
+    def views(self, copy: bool = True) -> dict[str, NDArray]:
+        """The parts of an observation that are arrays: evidence, asked, action_mask, complaint, demographics, turns_left."""
+        buffer = self.buffer.copy() if copy else self.buffer
+        return {
+            "evidence": buffer[:, : self.S],
+            "asked": buffer[:, self.asked_at : self.mask_at],
+            "complaint": self.complaint.copy(),
+            "demographics": self.demographics.copy(),
+            "turns_left": self.turns_left.astype(np.float32)[:, None],
+            "action_mask": buffer[:, self.mask_at : self.spare],
+        }
+
+    def submit(self, probabilities: NDArray) -> None:
+        """Take the doctors' differentials [N, D] for this turn (NaN rows: none given)."""
+        p = np.asarray(probabilities, np.float32)
+        if p.shape != (self.num, self.D):
+            raise MedenvError(f"a differential has shape [{self.num}, {self.D}], got {list(p.shape)}")
+        given = ~np.isnan(p).all(1)
+        total = p[given].sum(1)
+        if (p[given] < 0).any() or np.isnan(total).any() or (np.abs(total - 1) > 1e-3).any():
+            raise MedenvError(f"a differential must be probabilities >= 0 that sum to 1; sums seen: {np.round(total[:3], 4).tolist()}")
+        self.differential = p.copy()
+
+    # Copies
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything that changes, copied: exact, for debugging and replay. Never search over it: it holds the hidden case."""
+        return {k: _copied(getattr(self, k)) for k in _STATE}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to a snapshot of an engine with the same tables and size."""
+        if set(state) != set(_STATE) or state["buffer"].shape != self.buffer.shape:
+            raise MedenvError("this snapshot is of another environment: restore it where it was taken")
+        for k in _STATE:
+            setattr(self, k, _copied(state[k]))
+
+    def imagine(self, index: int, num: int, seed: int, source: CaseSource) -> Engine:
+        """`num` consultations at the same turn as consultation `index`, whose hidden cases are redrawn from the belief.
+
+        Disclosed slots stay as they are (an asked question cannot be asked again). `source` must draw from the base.
+        MedenvError when no condition fits what was observed.
+        """
+        if no_condition_fits(self.scores[index : index + 1])[0]:
+            raise MedenvError("imagine: no condition fits the answers so far, there is no belief to draw from")
+        if self.done[index]:
+            raise EpisodeError("imagine: the consultation has ended")
+        out = Engine(source, self.rewards, num, self.max_turns)
+        out.seed([seed_for(seed, i, "imagine") for i in range(num)])
+        total = np.cumsum(self.belief[index].astype(np.float64))
+        u = (draw_array(out.stream, 0) >> np.uint64(11)).astype(np.float64) / 2.0**53
+        out.truth = np.minimum(np.searchsorted(total / total[-1], u, side="right"), self.D - 1).astype(np.int32)
+        out.handle = draw_array(out.stream, 1)
+        for name in ("buffer", "scores", "belief", "entropy", "shift", "normaliser", "cell", "complaint", "demographics", "turns_left"):
+            getattr(out, name)[...] = getattr(self, name)[index]
+        out.episode[:] = 2
+        out.done[:] = False
+        out.started = True
+        return out
+
+
+_TRUE, _FALSE = np.ones(1, bool), np.zeros(1, bool)
+_NOTHING = np.zeros(1, np.float32)
+_STATE = (
+    "buffer", "scores", "belief", "entropy", "shift", "normaliser", "cell", "truth", "complaint", "demographics", "turns_left", "handle", "done", "started",
+    "stream", "episode", "differential",
+)  # fmt: skip
+
+
+def _copied(value: Any) -> Any:
+    return value.copy() if isinstance(value, np.ndarray) else value
+
+
+def _scored(components: dict[str, NDArray[np.float64]], live: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """[N] whether every due component was scored; a row that had ended already is not."""
+    out = live
+    for value in components.values():
+        missing = np.isnan(value)
+        if missing.any():
+            out = out & ~missing
+    return out
+
+

@@ -1,0 +1,34 @@
+"""The registered environment ids: `MedConsult-v0` and frozen presets of its arguments, so that results compare.
+
+Does not cover: the environments themselves; entry points are strings, imported when one is made.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "MedConsult-v0": {},
+    "MedConsult-Emergency-v0": {"setting": "emergency", "max_turns": 12},
+    "MedConsult-Hard-v0": {"noise": 0.1, "difficulty": 0.5, "max_turns": 15},
+    "MedConsult-DDXPlus-v0": {"knowledge": "ddxplus", "noise": 0.0, "max_turns": 30},
+}
+
+
+def environment_ids() -> list[str]:
+    """Every id that medenv registers."""
+    return list(_PRESETS)
+
+
+def register_environments() -> None:
+    """Called by `import medenv`."""
+    for name, arguments in _PRESETS.items():
+        if name not in gym.registry:
+            gym.register(
+                name,
+                entry_point="medenv.envs.consult:ConsultEnv",
+                vector_entry_point="medenv.envs.vector:ConsultVectorEnv",
+                kwargs=arguments,
+            )

@@ -1,0 +1,197 @@
+"""`MedConsult-v0` for thousands of consultations at once: `gym.make_vec("MedConsult-v0", num_envs=1024)`.
+
+Environment i of a batch that is reset with seed s equals the scalar environment reset with seed s + i, bit for bit.
+
+Does not cover: replies in words (ask `replies()` after a step) and rendering: use the scalar environment.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from medenv.envs.engine import NONE, Engine, Step
+from medenv.envs.setup import Setup, check_options
+from medenv.errors import ActionError, EpisodeError, MedenvError
+from medenv.hashing import draw, seed_for
+
+
+class ConsultVectorEnv(gym.vector.VectorEnv[dict[str, Any], NDArray, NDArray]):
+    """A batch of consultations, stepped together by one engine. Arguments as `MedConsult-v0`; see its documentation.
+
+    Observations are copies, as in the scalar environment with a leading axis [N]. A number outside the action space counts
+    as an invalid action. `autoreset_mode`: NEXT_STEP (the default: the step after an end ignores the action, pays 0 and begins
+    the next case), SAME_STEP (`info["final_obs"]`, `info["final_info"]`), or DISABLED (reset with `options["reset_mask"]`).
+
+    Info holds arrays [N] with a mask `_key` beside each: `components` (a dict of arrays, weighted; `_name` marks those that
+    were due and may be shown), `scored`, `no_condition_fits`, and for consultations that ended `truth` (condition index),
+    `belief` [N, D], `differential` [N, D] (NaN: none), `case` (uint64 handles; `case_ids()` turns them into tokens).
+    """
+
+    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}
+
+    def __init__(self, num_envs: int = 1, autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP, render_mode: None = None, **arguments: Any) -> None:
+        if render_mode is not None:
+            raise MedenvError(f"a batch does not render (render_mode={render_mode!r}): use gym.make for one consultation")
+        setup = Setup(**arguments)
+        self._attach(setup, setup.engine(num_envs), AutoresetMode(autoreset_mode))
+
+    @classmethod
+    def around(cls, setup: Setup, engine: Engine) -> Self:
+        """A batch around an engine that is under way already (used by `imagine`); it does not reset by itself."""
+        env = cls.__new__(cls)
+        env._attach(setup, engine, AutoresetMode.DISABLED)
+        env._needs_reset[:] = False
+        return env
+
+    def _attach(self, setup: Setup, engine: Engine, mode: AutoresetMode) -> None:
+        self.setup, self.engine, self.num_envs, self.autoreset_mode = setup, engine, engine.num, mode
+        self.metadata = {**type(self).metadata, "autoreset_mode": mode}
+        self.single_observation_space = setup.observation_space()
+        self.single_action_space = spaces.Discrete(setup.num_actions)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.render_mode, self.spec, self.closed = None, None, False
+        self._needs_reset = np.ones(self.num_envs, bool)
+        self._row: NDArray[np.integer] = np.full(self.num_envs, NONE)
+        self._seeded = False
+
+    @property
+    def num_questions(self) -> int:
+        """Q: actions 0 … Q-1 ask."""
+        return self.setup.num_questions
+
+    @property
+    def num_conditions(self) -> int:
+        """D: actions Q … Q+D-1 diagnose."""
+        return self.setup.num_conditions
+
+    def action_meanings(self) -> list[str]:
+        """One line for each action."""
+        return self.setup.action_meanings()
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """bool [N, Q + D + 1]."""
+        e = self.engine
+        return e.buffer[:, e.mask_at : e.spare].astype(bool)
+
+    def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start all consultations (or those of `options["reset_mask"]`); `options["case"]`: one id, or a list of N ids."""
+        options_ = check_options(options)
+        self._seed(seed)
+        mask = options_.get("reset_mask")
+        who = np.arange(self.num_envs) if mask is None else np.flatnonzero(mask)
+        if mask is not None and np.shape(mask) != (self.num_envs,):
+            raise MedenvError(f"reset_mask has shape {np.shape(mask)}, not ({self.num_envs},)")
+        case = options_.get("case")
+        self.engine.begin(who, None if case is None else self.setup.handles(case, who.size))
+        self._needs_reset[who] = False
+        self._row = np.full(self.num_envs, NONE)
+        return self._observation(), {}
+
+    def _seed(self, seed: int | list[int | None] | None) -> None:
+        if seed is None and self._seeded:
+            return
+        if isinstance(seed, list | tuple | np.ndarray):
+            if len(seed) != self.num_envs:
+                raise MedenvError(f"{len(seed)} seeds for {self.num_envs} environments")
+            given = list(seed)
+        elif seed is None:
+            given = [None] * self.num_envs
+        else:
+            given = [int(seed) + i for i in range(self.num_envs)]
+        if any(s is not None and s < 0 for s in given):
+            raise MedenvError(f"seed {seed!r}: give integers >= 0")
+        if seed is not None and not isinstance(seed, list | tuple | np.ndarray):
+            self._np_random, self._np_random_seed = gym.utils.seeding.np_random(int(seed))
+        fresh = int(self.np_random.integers(1 << 62)) if None in given else 0
+        self.engine.seed([s if s is not None else seed_for(draw(fresh, i)) for i, s in enumerate(given)])
+        self._seeded = True
+
+    def step(self, actions: NDArray) -> tuple[dict[str, Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """One turn for everybody: observations, rewards float64 [N], terminated, truncated (never), info."""
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
+            raise ActionError(f"actions must be {self.num_envs} integers, got shape {actions.shape} of {actions.dtype}")
+        if self.autoreset_mode == AutoresetMode.DISABLED and self._needs_reset.any():
+            raise EpisodeError(f"step after the end of {int(self._needs_reset.sum())} consultations: reset them with options['reset_mask'] first")
+        if not self.engine.started:
+            raise EpisodeError("step before reset: call reset() first")
+        resetting = self._needs_reset if self.autoreset_mode == AutoresetMode.NEXT_STEP else None
+        step = self.engine.step(actions, resetting)
+        self._row = step.row
+        ended = step.transition.ended
+        self._needs_reset = ended.copy()
+        info = self._info(step, ended)
+        if self.autoreset_mode == AutoresetMode.SAME_STEP and ended.any():
+            info = {"final_obs": self._observation(), "_final_obs": ended, "final_info": info, "_final_info": ended}
+            self.engine.begin(np.flatnonzero(ended))
+            self._needs_reset[:] = False
+        return self._observation(), step.reward, ended, np.zeros(self.num_envs, bool), info
+
+    def _info(self, step: Step, ended: NDArray[np.bool_]) -> dict[str, Any]:
+        e, live = self.engine, ~step.transition.ended
+        components: dict[str, NDArray] = {}
+        hidden = self.setup.rewards.hidden
+        for name, value in step.components.items():
+            components[name] = np.where(ended, value, 0.0) if name in hidden else value
+            components[f"_{name}"] = (ended if name in hidden else step.scored) & ~np.isnan(value)
+        info: dict[str, Any] = {"components": components, "scored": step.scored, "invalid": step.transition.invalid}
+        if e.scores.max() < -500.0 or (e.shift < -500.0).any():
+            info["no_condition_fits"] = e.scores.max(1) < -500.0
+        if not live.all():
+            info |= {"truth": np.where(ended, e.truth, NONE), "belief": np.where(ended[:, None], step.transition.belief_after, 0.0)}
+            info |= {"case": np.where(ended, e.handle, np.uint64(0))}
+            if step.transition.differential is not None:
+                info["differential"] = np.where(ended[:, None], step.transition.differential, np.nan)
+            info |= {f"_{k}": ended for k in ("truth", "belief", "case", "differential") if k in info}
+        return info
+
+    def replies(self) -> list[str]:
+        """The patients' words of the last step, made on request; empty where nothing was said."""
+        s = self.setup
+        finding = [self._finding(int(r)) for r in self._row]
+        return ["" if r == NONE or f is None else s.patient.answer(f, s.values(int(r))) for r, f in zip(self._row, finding, strict=True)]
+
+    def _finding(self, row: int) -> Any:
+        if row == NONE:
+            return None
+        slots = self.setup.source.more_slots.get(row)
+        t = self.setup.tables
+        q = int(t.row_finding[row]) if slots is None else int(np.searchsorted(t.slot_start, slots[0], side="right")) - 1
+        return self.setup.base.findings[q] if q >= 0 else None
+
+    def case_ids(self, handles: NDArray[np.uint64] | None = None) -> list[str]:
+        """Tokens that `reset` accepts, of the given handles or of the present cases."""
+        return [self.setup.source.token(int(h)) for h in (self.engine.handle if handles is None else handles)]
+
+    def submit_differential(self, probabilities: NDArray) -> None:
+        """Hand in the doctors' probabilities [N, D] before a step (NaN rows: none)."""
+        self.engine.submit(probabilities)
+
+    def imagine(self, n: int, seed: int, index: int = 0) -> ConsultVectorEnv:
+        """As the scalar environment's, around consultation `index`."""
+        return ConsultVectorEnv.around(self.setup, self.setup.imagined(self.engine, index, n, seed))
+
+    def snapshot(self) -> dict[str, Any]:
+        """The exact state, hidden cases included: for debugging and replay, never for search."""
+        return self.engine.snapshot() | {"needs_reset": self._needs_reset.copy()}
+
+    def restore(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Go back to a snapshot; returns the observations."""
+        state = dict(state)
+        self._needs_reset = state.pop("needs_reset").copy()
+        self.engine.restore(state)
+        return self._observation()
+
+    def _observation(self) -> dict[str, Any]:
+        out = self.engine.views()
+        if self.setup.observe_belief:
+            out["belief"] = self.engine.belief.copy()
+        return out

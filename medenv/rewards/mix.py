@@ -1,0 +1,184 @@
+"""A mix of rewards: named components with visible weights that sum to the reward.
+
+Written as a string, `"accuracy + 0.1*information_gain(value=probability) - 0.01*question_cost"`, or as a dict or TOML table,
+`{"accuracy": 1, "information_gain": {"weight": 0.1, "value": "probability"}}`. Components are reported weighted, so that
+they add up to the total.
+
+Does not cover: what a single reward means (one file each).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medenv.errors import RewardError, unknown
+from medenv.rewards.accuracy import Accuracy
+from medenv.rewards.base import Reward, Transition
+from medenv.rewards.costs import InvalidAction, QuestionCost
+from medenv.rewards.information_gain import InformationGain
+
+DEFAULT = "accuracy + 0.1*information_gain - 0.01*question_cost - 0.1*invalid_action"
+
+_REGISTRY: dict[str, Callable[..., Reward]] = {r.name: r for r in (Accuracy, InformationGain, QuestionCost, InvalidAction)}
+_TOKEN = re.compile(r"\s*(?:(?P<number>\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+)|(?P<name>[A-Za-z_]\w*)|(?P<sign>[-+*(),=]))")
+
+_NOTHING = np.zeros(1)
+_NOTHING.flags.writeable = False
+
+def register_reward(make: Callable[..., Reward], name: str) -> None:
+    """Make a reward of your own available in mixes by name. `make(**parameters)` returns it."""
+    _REGISTRY[name] = make
+
+
+def known_rewards() -> list[str]:
+    """Names that a mix can use."""
+    return sorted(_REGISTRY)
+
+
+@dataclass(frozen=True)
+class RewardMix:
+    """Weighted rewards. `score` returns the total and every component, both float64."""
+
+    terms: tuple[tuple[str, float, Reward], ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Component names in the order written."""
+        return tuple(name for name, _, _ in self.terms)
+
+    @property
+    def hidden(self) -> frozenset[str]:
+        """Components that depend on the truth: shown at the last step only."""
+        return frozenset(name for name, _, reward in self.terms if reward.needs_truth)
+
+    def score(self, t: Transition, flags: frozenset[str] | None = None) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+        """Total [N] and weighted components {name: [N]}. NaN in a component: not scored; it adds 0 to the total.
+
+        `flags` names the flags of `t` that are set for anybody, where the caller knows them already.
+        """
+        n = t.ended.shape[0]
+        total = np.zeros(n)
+        components: dict[str, NDArray[np.float64]] = {}
+        for name, weight, reward in self.terms:
+            when = getattr(t, reward.when)
+            if reward.when not in flags if flags is not None else not when.any():
+                components[name] = _NOTHING if n == 1 else np.zeros(n)
+                continue
+            value = reward(t) * when
+            value *= weight
+            components[name] = value
+            missing = np.isnan(value)
+            total += np.where(missing, 0.0, value) if missing.any() else value
+        return total, components
+
+    def __str__(self) -> str:
+        out = ""
+        for name, weight, reward in self.terms:
+            default = type(reward)() if hasattr(reward, "__dataclass_fields__") else reward
+            changed = [f"{f.name}={getattr(reward, f.name)}" for f in fields(reward) if getattr(reward, f.name) != getattr(default, f.name)]  # type: ignore[arg-type]
+            term = name + (f"({', '.join(changed)})" if changed else "")
+            size = "" if abs(weight) == 1 else f"{abs(weight):g}*"
+            out += f"{' ' if out else ''}{'-' if weight < 0 else '+' if out else ''}{' ' if out else ''}{size}{term}"
+        return out
+
+
+def parse_mix(mix: str | Mapping[str, Any] | RewardMix) -> RewardMix:
+    """A mix from any of its spellings. Errors point at the place in a string, or name the key in a table.
+
+    >>> str(parse_mix("accuracy - .02 * question_cost"))
+    'accuracy - 0.02*question_cost'
+    """
+    if isinstance(mix, RewardMix):
+        return mix
+    terms = _from_text(mix) if isinstance(mix, str) else _from_table(mix)
+    if not terms:
+        raise RewardError(f"reward mix {mix!r} is empty: name at least one reward, such as {DEFAULT!r}")
+    names = [name for name, _, _ in terms]
+    for name in names:
+        if names.count(name) > 1:
+            raise RewardError(f"reward mix names {name!r} twice: add the weights up")
+    return RewardMix(tuple(terms))
+
+
+def _make(name: str, weight: Any, parameters: Mapping[str, Any], where: str) -> tuple[str, float, Reward]:
+    if name not in _REGISTRY:
+        raise RewardError(f"{unknown('reward', name, _REGISTRY)}{where}")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        raise RewardError(f"the weight of {name!r} is {weight!r}, not a number{where}")
+    try:
+        return name, float(weight), _REGISTRY[name](**parameters)
+    except TypeError as error:
+        raise RewardError(f"reward {name!r} does not take these parameters: {dict(parameters)!r} ({error}){where}") from None
+
+
+def _from_table(table: Mapping[str, Any]) -> list[tuple[str, float, Reward]]:
+    out = []
+    for name, entry in table.items():
+        parameters = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
+        weight = parameters.pop("weight", 1.0)
+        out.append(_make(name, weight, parameters, ""))
+    return out
+
+
+def _from_text(text: str) -> list[tuple[str, float, Reward]]:
+    tokens, at = [], 0
+    while text[at:].strip():
+        match = _TOKEN.match(text, at)
+        if match is None:
+            raise _syntax(text, at + len(text[at:]) - len(text[at:].lstrip()), "a character that has no place in a mix")
+        tokens.append((match.lastgroup, match.group(match.lastgroup or 0), match.start(match.lastgroup or 0)))
+        at = match.end()
+    tokens.append(("end", "", len(text)))
+    position = 0
+
+    def take(kind: str, value: str = "") -> str | None:
+        nonlocal position
+        got, word, _ = tokens[position]
+        if got == kind and (not value or word == value):
+            position += 1
+            return word
+        return None
+
+    terms = []
+    while tokens[position][0] != "end":
+        sign = -1.0 if take("sign", "-") else 1.0
+        if sign > 0 and not take("sign", "+") and terms:
+            raise _syntax(text, tokens[position][2], "expected + or - between terms")
+        number = take("number")
+        if number and not take("sign", "*"):
+            raise _syntax(text, tokens[position][2], "expected * and a reward's name after the weight")
+        start = tokens[position][2]
+        name = take("name")
+        if not name:
+            raise _syntax(text, start, "expected a reward's name")
+        parameters: dict[str, Any] = {}
+        if take("sign", "("):
+            while not take("sign", ")"):
+                key = take("name")
+                if not key or not take("sign", "="):
+                    raise _syntax(text, tokens[position][2], "expected parameter=value")
+                minus = -1.0 if take("sign", "-") else 1.0
+                value = take("number")
+                word = None if value else take("name")
+                if value is None and word is None:
+                    raise _syntax(text, tokens[position][2], "expected a value")
+                parameters[key] = minus * float(value) if value else word
+                if not take("sign", ",") and tokens[position][1] != ")":
+                    raise _syntax(text, tokens[position][2], "expected , or )")
+        terms.append(_make(name, sign * float(number or 1.0), parameters, _pointer(text, start)))
+    return terms
+
+
+def _pointer(text: str, at: int) -> str:
+    return f" at character {at + 1} of the mix: {text[:at]}>>>{text[at:]}"
+
+
+def _syntax(text: str, at: int, what: str) -> RewardError:
+    return RewardError(f"{what}{_pointer(text, at)}")

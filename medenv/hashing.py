@@ -56,7 +56,7 @@ def seed_for(*parts: int | str) -> int:
     """
     x = GOLDEN
     for part in parts:
-        for number in [part] if isinstance(part, int) else list(part.encode()) + [256]:
+        for number in [part] if isinstance(part, int) else [*part.encode(), 256]:
             x = mix((x + (number & _MASK) * GOLDEN + 1) & _MASK)
     return x >> 1
 

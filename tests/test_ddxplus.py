@@ -18,7 +18,8 @@ from medenv.cases.ddxplus import KINDS, load_cases
 from medenv.errors import CaseError, KnowledgeError, UnknownName
 from medenv.knowledge.base import KnowledgeBase
 from medenv.knowledge.compiled import Compiled, compiled
-from medenv.knowledge.ddxplus import AGE_BANDS, COUNTS_FILE, FLOOR, load_knowledge, save_counts
+from medenv.knowledge.ddxplus import FLOOR, load_knowledge
+from medenv.knowledge.ddxplus_release import AGE_BANDS, COUNTS_FILE, save_counts
 
 REAL = Path(os.environ.get("MEDENV_DATA", "")) / "ddxplus_en"
 real = pytest.mark.skipif(

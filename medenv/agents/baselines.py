@@ -21,7 +21,10 @@ class Random:
     name = "random"
 
     def __init__(self, tables: Compiled, seed: int = 0) -> None:
-        self._weights = draw_array(np.full(tables.num_slots + tables.num_questions + 5, seed_for(seed, "random doctor"), np.uint64), np.arange(tables.num_slots + tables.num_questions + 5))
+        self._weights = draw_array(
+            np.full(tables.num_slots + tables.num_questions + 5, seed_for(seed, "random doctor"), np.uint64),
+            np.arange(tables.num_slots + tables.num_questions + 5),
+        )
 
     def act(self, observation: Observation) -> tuple[NDArray[np.int64], None]:
         """Actions [N]."""

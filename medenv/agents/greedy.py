@@ -46,7 +46,9 @@ class Greedy:
             action[unsure[ask]] = question[ask]
         return action, belief
 
-    def _best(self, belief: NDArray[np.float64], cell: NDArray[np.integer], open_: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def _best(
+        self, belief: NDArray[np.float64], cell: NDArray[np.integer], open_: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         worth = np.where(open_, self.gain(belief, cell) / self._cost, -1.0)
         k = min(SHORTLIST, worth.shape[1])
         short = np.sort(np.argpartition(-worth, k - 1, axis=1)[:, :k], axis=1)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from medenv.belief.posterior import posterior
 from medenv.cases.source import NO_OPENING, CaseSource
+from medenv.knowledge.base import parents_first
 
 
 def oracle_beliefs(source: CaseSource, handles: NDArray[np.uint64]) -> NDArray[np.float64]:
@@ -21,7 +22,7 @@ def oracle_beliefs(source: CaseSource, handles: NDArray[np.uint64]) -> NDArray[n
     has_opening = opened.opening != NO_OPENING
     scores = t.opening_log[opened.cell, np.where(has_opening, t.opening_of[opened.opening], -1)].astype(np.float64)
     unlocked = np.tile(np.array([f.parent is None for f in t.base.findings]), (len(handles), 1))
-    for q in _parents_first(t.base):
+    for q in (t.base.finding_index[f.id] for f in parents_first(t.base.findings)):
         who = np.flatnonzero(unlocked[:, q] & (t.allowed[opened.cell, q] == 1))
         question = np.full(who.size, q)
         row = np.asarray(source.rows(handles[who], opened.truth[who], opened.cell[who], question))
@@ -33,14 +34,3 @@ def oracle_beliefs(source: CaseSource, handles: NDArray[np.uint64]) -> NDArray[n
             some = kids[:, k] >= 0
             unlocked[who[some], kids[some, k]] = True
     return posterior(scores)[0]
-
-
-def _parents_first(base) -> list[int]:  # type: ignore[no-untyped-def]
-    done: set[str] = set()
-    order: list[int] = []
-    while len(order) < len(base.findings):
-        for q, finding in enumerate(base.findings):
-            if finding.id not in done and (finding.parent is None or finding.parent in done):
-                done.add(finding.id)
-                order.append(q)
-    return order

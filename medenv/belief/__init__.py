@@ -1,0 +1,1 @@
+"""The posterior over conditions and the expected information gain of a question."""

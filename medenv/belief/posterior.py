@@ -111,5 +111,3 @@ def _slot_tables(tables: Compiled, cell: int) -> tuple[NDArray[np.float64], NDAr
         else:
             yes[slot : slot + width] = tables.log_likelihood[row : row + width]
     return yes, no
-
-

@@ -1,0 +1,1 @@
+"""Concrete patients: generators and loaders."""

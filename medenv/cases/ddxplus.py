@@ -16,7 +16,8 @@ from pathlib import Path
 from medenv.cases.case import SPLITS, Case
 from medenv.errors import CaseError, unknown
 from medenv.knowledge.base import KnowledgeBase
-from medenv.knowledge.ddxplus import SETTING, Listing, closest, patients_file, read_patients
+from medenv.knowledge.ddxplus import SETTING
+from medenv.knowledge.ddxplus_patients import Listing, closest, patients_file, read_patients
 
 KINDS = {
     "orphan_default": "a child at its default under an absent parent: dropped",

@@ -60,7 +60,8 @@ class LoadedCases:
                 try:
                     chosen = tuple(sorted(value_index[q][v] for v in values))
                 except KeyError as error:
-                    raise CaseError(f"case {case.id}: {name!r} has no value {error.args[0]!r} (it has {', '.join(base.findings[q].values)})") from None
+                    held = ", ".join(base.findings[q].values)
+                    raise CaseError(f"case {case.id}: {name!r} has no value {error.args[0]!r} (it has {held})") from None
                 if len(chosen) == 1:
                     rows[i, q] = first[q] + chosen[0]
                 elif base.findings[q].type != "multi_choice":
@@ -121,9 +122,9 @@ class LoadedCases:
         """Look-ups."""
         return self._rows[handle.astype(np.intp), question]
 
-    def row(self, key: int, truth: int, cell: int, question: int) -> int:
+    def row(self, handle: int, truth: int, cell: int, question: int) -> int:
         """One look-up."""
-        return int(self._rows[key, question])
+        return int(self._rows[handle, question])
 
     def token(self, handle: int) -> str:
         """The case's content hash."""
@@ -153,5 +154,3 @@ def _opening(tables: Compiled, case: Case) -> int:
     if tables.opening_of[q] < 0 or case.values.get(case.opening) != (YES,):
         raise CaseError(f"case {case.id}: {case.opening!r} can't be its opening, it must be a binary finding without parent, answered yes")
     return q
-
-

@@ -31,7 +31,7 @@ def case_source(cases: str | Sequence[Case] | CaseSource, tables: Compiled, spli
         if kind == "ddxplus" and rest:
             return _loaded(rest, tables, split)
         raise unknown("case source", cases, KINDS)
-    if hasattr(cases, "open") and hasattr(cases, "rows"):
+    if not isinstance(cases, Sequence):
         if cases.tables is not tables:
             raise CaseError("this case source was made for other tables: build it on the environment's own (env.unwrapped.tables)")
         return cases

@@ -16,7 +16,7 @@ from medenv.cases.case import SPLITS, Case
 from medenv.cases.source import ALL, Opened, check_split
 from medenv.errors import CaseError
 from medenv.hashing import draw, draw_array
-from medenv.knowledge.base import SEXES
+from medenv.knowledge.base import SEXES, parents_first
 from medenv.knowledge.compiled import Compiled
 
 _OPENING, _AGE, _FINDINGS = 0, 1, 2  # counters under a key
@@ -81,10 +81,10 @@ class SampledCases:
             value[wide] = found
         return first + value
 
-    def row(self, key: int, truth: int, cell: int, question: int) -> int:
+    def row(self, handle: int, truth: int, cell: int, question: int) -> int:
         """`rows` for one case in plain integers: the scalar environment's fast path, the same bits."""
         t = self.tables
-        u = draw(key, question + _FINDINGS) >> 32
+        u = draw(handle, question + _FINDINGS) >> 32
         first = int(t.row_of[cell, question])
         value, last = 0, int(t.num_values[question]) - 1
         while value < last and u >= int(t.threshold[first + value, truth]):
@@ -111,7 +111,8 @@ class SampledCases:
         opened = self.open(np.array([handle], np.uint64))
         cell, truth, opening = int(opened.cell[0]), int(opened.truth[0]), int(opened.opening[0])
         values: dict[str, tuple[str, ...]] = {}
-        for q, finding in sorted(enumerate(base.findings), key=lambda pair: _depth(base, pair[1].id)):
+        for finding in parents_first(base.findings):
+            q = base.finding_index[finding.id]
             if finding.parent is not None and not set(values.get(finding.parent, ())) & set(finding.activated_by):
                 continue
             if t.allowed[cell, q]:
@@ -120,10 +121,3 @@ class SampledCases:
         setting, sex = list(base.settings)[cell // (2 * len(base.age_bands))], SEXES[cell % 2]
         split = SPLITS[handle & 3]
         return Case(float(opened.age[0]), sex, setting, base.conditions[truth].id, values, base.findings[opening].id, split)
-
-
-def _depth(base, finding: str) -> int:  # type: ignore[no-untyped-def]
-    depth, node = 0, base.finding(finding)
-    while node.parent is not None:
-        depth, node = depth + 1, base.finding(node.parent)
-    return depth

@@ -54,6 +54,9 @@ class CaseSource(Protocol):
     ) -> NDArray[np.integer]:
         """The row [n] that answers question [n]; the tables' `unknown_row` discloses nothing."""
 
+    def row(self, handle: int, truth: int, cell: int, question: int) -> int:
+        """`rows` for one case in plain integers."""
+
     def token(self, handle: int) -> str:
         """The case's id: `reset` accepts it, a reader learns nothing from it."""
 

@@ -1,0 +1,1 @@
+"""The environments and the engine behind them."""

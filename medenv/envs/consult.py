@@ -5,7 +5,7 @@ Does not cover: batches (`vector`), consultations in words, or rules of the cons
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -17,6 +17,7 @@ from medenv.envs.engine import NONE, Engine
 from medenv.envs.setup import Setup, check_options
 from medenv.errors import ActionError, EpisodeError
 from medenv.hashing import GOLDEN
+from medenv.knowledge.compiled import IMPOSSIBLE
 
 RENDER_MODES = ["ansi", "human", "rgb_array"]
 
@@ -71,7 +72,10 @@ class ConsultEnv(gym.Env[dict[str, Any], np.int64]):
     | components | each step | weighted reward components; None where hidden until the end (those that depend on the truth) |
     | scored | each step | False if a component could not be scored: leave the transition out |
     | no_condition_fits | each step | True if every condition is excluded by an answer of probability 0 |
-    | truth, case_id, belief, differential, invalid_actions | last step | the condition's name, a token for `reset`, the environment's posterior, the doctor's own, a count |
+    | truth | last step | the condition's id |
+    | case_id | last step | a token that `reset` accepts |
+    | belief, differential | last step | the environment's posterior [D]; the doctor's own [D], or None |
+    | invalid_actions | last step | how many there were |
 
     ## Arguments
     | name | default | meaning |
@@ -95,7 +99,7 @@ class ConsultEnv(gym.Env[dict[str, Any], np.int64]):
     * v0: first version; may change until release 0.1.0, each time with a line here.
     """
 
-    metadata = {"render_modes": RENDER_MODES, "render_fps": 2}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": RENDER_MODES, "render_fps": 2}  # type: ignore[misc]
 
     def __init__(self, render_mode: str | None = None, **arguments: Any) -> None:
         self.setup = Setup(**arguments)
@@ -169,25 +173,29 @@ class ConsultEnv(gym.Env[dict[str, Any], np.int64]):
         except (AttributeError, TypeError):
             index = -1
         if not 0 <= index < engine.A:
-            raise ActionError(f"action {action!r} is outside Discrete({engine.A}): ask 0-{engine.Q - 1}, diagnose {engine.Q}-{engine.A - 2}, refer {engine.A - 1}")
+            raise ActionError(
+                f"action {action!r} is outside Discrete({engine.A}): "
+                f"ask 0-{engine.Q - 1}, diagnose {engine.Q}-{engine.A - 2}, refer {engine.A - 1}"
+            )
         before = engine.entropy[0]
         step = engine.step_one(index)
-        row, done = int(step.row[0]), bool(engine.done[0])
+        row, done = step.row, step.ended
         self.turns.append((index, row, float(before - engine.entropy[0])))
         self._reply = "" if row == NONE else self.setup.patient.answer(self.setup.base.findings[index], self.setup.values(row))
+        self.invalid_actions += step.invalid
         hidden = () if done else self.setup.rewards.hidden
+        components = step.components.items()
         info: dict[str, Any] = {
             "reply": self._reply,
-            "components": {k: None if k in hidden or (x := float(v[0])) != x else x for k, v in step.components.items()},
-            "scored": bool(step.scored[0]),
-            "no_condition_fits": bool(engine.scores[0].max() < -500.0) if row != NONE else False,
+            "components": {k: None if k in hidden or v != v else v for k, v in components},
+            "scored": all(v == v for _, v in components),  # NaN: not scored
+            "no_condition_fits": bool(engine.normaliser[0] < IMPOSSIBLE),
         }
-        self.invalid_actions += bool(step.transition.invalid[0])
         if done:
             info |= self._final()
         if self.render_mode == "human":
             self._print()
-        return self._observation(), float(step.reward[0]), done, False, info
+        return self._observation(), step.reward, done, False, info
 
     def submit_differential(self, probabilities: NDArray) -> None:
         """Hand in the doctor's own probabilities [D] before the diagnosing step; they are scored and recorded."""

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from medenv.belief.posterior import no_condition_fits, posterior, posterior_one
+from medenv.belief.posterior import posterior, posterior_one
 from medenv.cases.source import NO_OPENING, CaseSource
 from medenv.errors import EpisodeError, MedenvError
 from medenv.hashing import draw_array, mix, seed_for
+from medenv.knowledge.compiled import IMPOSSIBLE
 from medenv.rewards.base import Transition
 from medenv.rewards.mix import RewardMix
 
@@ -32,6 +33,16 @@ class Step(NamedTuple):
     components: dict[str, NDArray[np.float64]]
     scored: NDArray[np.bool_]
     row: NDArray[np.integer]  # the answer's row, NONE where nothing was asked
+
+
+class StepOne(NamedTuple):
+    """`Step` for a batch of one."""
+
+    row: int
+    reward: float
+    components: dict[str, float]  # NaN: not scored
+    invalid: bool
+    ended: bool
 
 
 class Engine:
@@ -55,7 +66,7 @@ class Engine:
         self.asked_at, self.mask_at, self.spare = self.S, self.S + self.Q, self.S + self.Q + self.A
         self._template = self._templates()
         self._kids = np.where(source.children >= 0, source.children, self.A).astype(np.int32)
-        self._has_kids = (source.children >= 0).any(1)
+        self._has_kids = np.asarray((source.children >= 0).any(1))
         self._composite = np.zeros(source.row_slot.size, bool)
         self._composite[list(source.more_slots)] = True
         self._slot_width = np.diff(t.slot_start)
@@ -224,41 +235,38 @@ class Engine:
         reward, components = self.rewards.score(transition)
         return Step(transition, reward, components, _scored(components, live), row)
 
-    def step_one(self, action: int) -> Step:
-        """`step` for a batch of one, in plain integers: the scalar environment's fast path, the same bits."""
+    def step_one(self, action: int) -> StepOne:
+        """`step` for a batch of one, in plain numbers: the scalar environment's fast path, the same bits."""
         buffer, source = self.buffer[0], self.source
-        valid = 0 <= action < self.A and bool(buffer[self.mask_at + action])
+        valid = 0 <= action < self.A and buffer[self.mask_at + action] == 1
         ask = valid and action < self.Q
         row, before, entropy = NONE, self.belief, self.entropy
-        flags = set()
+        flags = [] if valid else ["invalid"]
         if ask:
-            row = source.row(int(self.handle[0]), int(self.truth[0]), int(self.cell[0]), action)  # type: ignore[attr-defined]
+            row = source.row(int(self.handle[0]), int(self.truth[0]), int(self.cell[0]), action)
             scores = self.scores[0]
             scores += source.log_likelihood[row]
             self._disclose_one(action, row)
             self.shift[0] = self.normaliser[0]
             belief, h, self.normaliser[0] = posterior_one(scores, self.shift[0])
             self.belief, self.entropy = belief[None], np.array([h], np.float32)
-        self.turns_left[0] -= 1
-        left = self.turns_left[0]
+            if row != self.tables.unknown_row:
+                flags.append("answered")
+        left = int(self.turns_left[0]) - 1
+        self.turns_left[0] = left
         closed = valid and not ask
         ended = closed or left <= 0
+        if ended:
+            self.done[0] = True
+            flags.append("ended")
         if left == 1:
             buffer[self.mask_at : self.mask_at + self.Q] = 0
-        self.done[0] = ended
         referred = closed and action == self.refer_action
-        answered = ask and row != self.tables.unknown_row
-        if answered:
-            flags.add("answered")
-        if ended:
-            flags.add("ended")
-        if not valid:
-            flags.add("invalid")
         transition = Transition(
-            question=np.array([action if ask else NONE]),
-            answered=_TRUE if answered else _FALSE,
+            question=np.array([action]) if ask else _NEITHER,
+            answered=_TRUE if "answered" in flags else _FALSE,
             invalid=_FALSE if valid else _TRUE,
-            diagnosis=np.array([action - self.Q if closed and not referred else NONE]),
+            diagnosis=np.array([action - self.Q]) if closed and not referred else _NEITHER,
             referred=_TRUE if referred else _FALSE,
             ended=_TRUE if ended else _FALSE,
             truth=self.truth,
@@ -269,9 +277,8 @@ class Engine:
             belief_after=self.belief,
             differential=self.differential,
         )
-        reward, components = self.rewards.score(transition, frozenset(flags))
-        scored = _TRUE if all(v[0] == v[0] for v in components.values()) else _FALSE  # NaN: not scored
-        return Step(transition, reward, components, scored, np.array([row]))
+        reward, components = self.rewards.score_one(transition, flags)
+        return StepOne(row, reward, components, not valid, ended)
 
     def _disclose_one(self, question: int, row: int) -> None:
         t, buffer, source = self.tables, self.buffer[0], self.source
@@ -333,7 +340,7 @@ class Engine:
         Disclosed slots stay as they are (an asked question cannot be asked again). `source` must draw from the base.
         MedenvError when no condition fits what was observed.
         """
-        if no_condition_fits(self.scores[index : index + 1])[0]:
+        if self.normaliser[index] < IMPOSSIBLE:
             raise MedenvError("imagine: no condition fits the answers so far, there is no belief to draw from")
         if self.done[index]:
             raise EpisodeError("imagine: the consultation has ended")
@@ -352,11 +359,11 @@ class Engine:
 
 
 _TRUE, _FALSE = np.ones(1, bool), np.zeros(1, bool)
-_NOTHING = np.zeros(1, np.float32)
+_NOTHING, _NEITHER = np.zeros(1, np.float32), np.array([NONE])
 _STATE = (
-    "buffer", "scores", "belief", "entropy", "shift", "normaliser", "cell", "truth", "complaint", "demographics", "turns_left", "handle", "done", "started",
-    "stream", "episode", "differential",
-)  # fmt: skip
+    *("buffer", "scores", "belief", "entropy", "shift", "normaliser", "cell", "truth", "complaint", "demographics"),
+    *("turns_left", "handle", "done", "started", "stream", "episode", "differential"),
+)
 
 
 def _copied(value: Any) -> Any:
@@ -371,5 +378,3 @@ def _scored(components: dict[str, NDArray[np.float64]], live: NDArray[np.bool_])
         if missing.any():
             out = out & ~missing
     return out
-
-

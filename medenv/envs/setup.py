@@ -92,7 +92,9 @@ class Setup:
         """Handles [num] of `options["case"]`: one id for everybody, or a list of `num` ids."""
         ids = [case] * num if isinstance(case, str) else list(case) if isinstance(case, Sequence | np.ndarray) else None
         if ids is None or len(ids) != num or not all(isinstance(i, str) for i in ids):
-            raise CaseError(f"options['case'] is {case!r}: give one case id (info['case_id'] of a finished consultation), or a list of {num}")
+            raise CaseError(
+                f"options['case'] is {case!r}: give one case id (info['case_id'] of a finished consultation), or a list of {num}"
+            )
         return np.array([self.source.handle(i) for i in ids], np.uint64)
 
     def values(self, row: int) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ Does not cover: replies in words (ask `replies()` after a step) and rendering: u
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import gymnasium as gym
 import numpy as np
@@ -20,6 +20,7 @@ from medenv.envs.engine import NONE, Engine, Step
 from medenv.envs.setup import Setup, check_options
 from medenv.errors import ActionError, EpisodeError, MedenvError
 from medenv.hashing import draw, seed_for
+from medenv.knowledge.compiled import IMPOSSIBLE
 
 
 class ConsultVectorEnv(gym.vector.VectorEnv[dict[str, Any], NDArray, NDArray]):
@@ -34,9 +35,11 @@ class ConsultVectorEnv(gym.vector.VectorEnv[dict[str, Any], NDArray, NDArray]):
     `belief` [N, D], `differential` [N, D] (NaN: none), `case` (uint64 handles; `case_ids()` turns them into tokens).
     """
 
-    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # type: ignore[misc]
 
-    def __init__(self, num_envs: int = 1, autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP, render_mode: None = None, **arguments: Any) -> None:
+    def __init__(
+        self, num_envs: int = 1, autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP, render_mode: None = None, **arguments: Any
+    ) -> None:
         if render_mode is not None:
             raise MedenvError(f"a batch does not render (render_mode={render_mode!r}): use gym.make for one consultation")
         setup = Setup(**arguments)
@@ -77,11 +80,13 @@ class ConsultVectorEnv(gym.vector.VectorEnv[dict[str, Any], NDArray, NDArray]):
         return self.setup.action_meanings()
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """bool [N, Q + D + 1]."""
+        """Bool [N, Q + D + 1]."""
         e = self.engine
         return e.buffer[:, e.mask_at : e.spare].astype(bool)
 
-    def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Start all consultations (or those of `options["reset_mask"]`); `options["case"]`: one id, or a list of N ids."""
         options_ = check_options(options)
         self._seed(seed)
@@ -120,7 +125,9 @@ class ConsultVectorEnv(gym.vector.VectorEnv[dict[str, Any], NDArray, NDArray]):
         if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
             raise ActionError(f"actions must be {self.num_envs} integers, got shape {actions.shape} of {actions.dtype}")
         if self.autoreset_mode == AutoresetMode.DISABLED and self._needs_reset.any():
-            raise EpisodeError(f"step after the end of {int(self._needs_reset.sum())} consultations: reset them with options['reset_mask'] first")
+            raise EpisodeError(
+                f"step after the end of {int(self._needs_reset.sum())} consultations: reset them with options['reset_mask'] first"
+            )
         if not self.engine.started:
             raise EpisodeError("step before reset: call reset() first")
         resetting = self._needs_reset if self.autoreset_mode == AutoresetMode.NEXT_STEP else None
@@ -143,8 +150,7 @@ class ConsultVectorEnv(gym.vector.VectorEnv[dict[str, Any], NDArray, NDArray]):
             components[name] = np.where(ended, value, 0.0) if name in hidden else value
             components[f"_{name}"] = (ended if name in hidden else step.scored) & ~np.isnan(value)
         info: dict[str, Any] = {"components": components, "scored": step.scored, "invalid": step.transition.invalid}
-        if e.scores.max() < -500.0 or (e.shift < -500.0).any():
-            info["no_condition_fits"] = e.scores.max(1) < -500.0
+        info["no_condition_fits"] = e.normaliser < IMPOSSIBLE
         if not live.all():
             info |= {"truth": np.where(ended, e.truth, NONE), "belief": np.where(ended[:, None], step.transition.belief_after, 0.0)}
             info |= {"case": np.where(ended, e.handle, np.uint64(0))}

@@ -1,0 +1,1 @@
+"""What the simulator knows: bases, how they are read, and their compiled tables."""

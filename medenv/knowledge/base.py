@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -156,6 +156,20 @@ class KnowledgeBase:
     def band(self, age: float) -> int:
         """The index of the age band that holds `age` (years)."""
         return sum(age >= edge for edge in self.age_bands[1:])
+
+
+def parents_first(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings in an order in which a parent comes before its children. KnowledgeError for a cycle or a missing parent."""
+    out: dict[str, Finding] = {}
+    left = list(findings)
+    while left:
+        ready = [f for f in left if f.parent is None or f.parent in out]
+        if not ready:
+            names = ", ".join(f.id for f in left)
+            raise KnowledgeError(f"the parents of {names} form a cycle or do not exist: give each a parent that leads to a root")
+        out.update({f.id: f for f in ready})
+        left = [f for f in left if f.id not in out]
+    return list(out.values())
 
 
 def _plain(value: Any) -> Any:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from medenv.errors import KnowledgeError, unknown
 from medenv.hashing import thresholds
-from medenv.knowledge.base import SEXES, YES, Finding, KnowledgeBase
+from medenv.knowledge.base import SEXES, YES, Finding, KnowledgeBase, Link
 
 LOG_ZERO = -1000.0  # finite stand-in for log 0: a sum below IMPOSSIBLE means "excluded by an answer"
 IMPOSSIBLE = -500.0
@@ -65,18 +65,22 @@ class Compiled:
 
     @property
     def num_conditions(self) -> int:
+        """D."""
         return len(self.base.conditions)
 
     @property
     def num_questions(self) -> int:
+        """Q."""
         return len(self.base.findings)
 
     @property
     def num_slots(self) -> int:
+        """S."""
         return int(self.slot_start[-1])
 
     @property
     def unknown_row(self) -> int:
+        """R: the row of an answer that discloses nothing."""
         return int(self.row_finding.size - 1)
 
     @property
@@ -294,14 +298,14 @@ def _true_probabilities(base: KnowledgeBase, finding: Finding) -> Float64:
 
 
 @lru_cache(maxsize=8)
-def _links_by_id(key: _BaseKey) -> dict[str, list]:
-    table: dict[str, list] = {}
+def _links_by_id(key: _BaseKey) -> dict[str, list[Link]]:
+    table: dict[str, list[Link]] = {}
     for link in key.base.links:
         table.setdefault(link.finding, []).append(link)
     return table
 
 
-def _links_of(base: KnowledgeBase) -> dict[str, list]:
+def _links_of(base: KnowledgeBase) -> dict[str, list[Link]]:
     return _links_by_id(_BaseKey(base))
 
 
@@ -358,7 +362,7 @@ def _pour(base: KnowledgeBase, weight: Float64, room: Float64) -> Float64:
         c = np.where(full, room, c)
         open_ &= ~full
         left = np.maximum(0.0, 1.0 - c.sum(1))
-    possible = np.array([[base.conditions[d].age[p // 2] * base.conditions[d].sex[p % 2] > 0 for d in range(c.shape[2])] for p in range(c.shape[0])])
+    possible = np.array([[condition.age[p // 2] * condition.sex[p % 2] > 0 for condition in base.conditions] for p in range(c.shape[0])])
     short = np.argwhere((left > 1e-9) & possible)
     if short.size:
         p, d = short[0]
@@ -370,7 +374,10 @@ def _pour(base: KnowledgeBase, weight: Float64, room: Float64) -> Float64:
 
 
 def _opening_log(weight: Float64, opening: Float64, tables: list[Float64], finding: Int32, repeat: int) -> NDArray[np.float32]:
-    """[C, M, D]: log P(d | cell) + log c, normalised over d. A finding that never opens counts as an ordinary yes; the last opening is none."""
+    """[C, M, D]: log P(d | cell) + log c, normalised over d.
+
+    A finding that never opens counts as an ordinary yes; the last opening is none.
+    """
     weight = np.where(weight.sum(1, keepdims=True) > 0, weight, 1.0)  # a cell without patients: any condition
     cell = weight.sum(1, keepdims=True)
     prior = np.where(weight > 0, np.log(np.maximum(weight / cell, 1e-300)), LOG_ZERO)
@@ -380,7 +387,7 @@ def _opening_log(weight: Float64, opening: Float64, tables: list[Float64], findi
         out[:, m] += _log(c if c.any() else np.tile(tables[q][:, 1], (repeat, 1)))
     top = out.max(-1, keepdims=True)
     out -= top + np.log(np.exp(out - top).sum(-1, keepdims=True))
-    return np.maximum(out, LOG_ZERO).astype(np.float32)
+    return np.asarray(np.maximum(out, LOG_ZERO), np.float32)
 
 
 def _children(base: KnowledgeBase, row_finding: Int32, row_value: Int32) -> Int32:

@@ -33,7 +33,8 @@ def synthetic(conditions: int = 12, findings: int = 30, seed: int = 0) -> Knowle
             values = ("a", "b", "c", "d")
             parent = f"finding-{q - 5:03d}" if q % 20 == 5 else None
             kind = "multi_choice" if q % 40 == 15 else "categorical"
-            made.append(Finding(name, name, kind, values, parent=parent, activated_by=(YES,) if parent else (), background=(0.4, 0.3, 0.2, 0.1)))
+            active = (YES,) if parent else ()
+            made.append(Finding(name, name, kind, values, parent=parent, activated_by=active, background=(0.4, 0.3, 0.2, 0.1)))
         elif q % 10 == 6:
             made.append(Finding(name, name, parent=f"finding-{q - 6:03d}", activated_by=(YES,), background=(0.8, 0.2)))
         elif q == 7:
@@ -45,7 +46,9 @@ def synthetic(conditions: int = 12, findings: int = 30, seed: int = 0) -> Knowle
             rate = 0.01 + 0.1 * u(1, q)
             ordered = q % 10 in (8, 9)
             kind, cost, trust = ("order", 3.0, 0.9) if ordered else ("ask", 1.0, 0.0)
-            made.append(Finding(name, name, kind=kind, cost=cost, reliability=trust, background=(1 - rate, rate), complaint=0.0 if ordered else 0.5 + u(2, q)))
+            salience = 0.0 if ordered else 0.5 + u(2, q)
+            background = (1 - rate, rate)
+            made.append(Finding(name, name, kind=kind, cost=cost, reliability=trust, background=background, complaint=salience))
     roots = [f.id for f in made if f.complaint]
     links: list[Link] = []
     for d in range(conditions):
@@ -53,7 +56,8 @@ def synthetic(conditions: int = 12, findings: int = 30, seed: int = 0) -> Knowle
         for q, f in enumerate(made):
             chosen = f.id in strong or u(3, d, q) < 0.12
             if f.type == "binary" and chosen:
-                links.append(Link(f"condition-{d:03d}", f.id, {YES: round(0.55 + 0.4 * u(4, d, q) if f.id in strong else 0.05 + 0.9 * u(4, d, q), 4)}))
+                p = 0.55 + 0.4 * u(4, d, q) if f.id in strong else 0.05 + 0.9 * u(4, d, q)
+                links.append(Link(f"condition-{d:03d}", f.id, {YES: round(p, 4)}))
             elif f.type != "binary" and u(3, d, q) < 0.6:
                 top = f.values[int(4 * u(5, d, q))]
                 links.append(Link(f"condition-{d:03d}", f.id, {top: round(0.3 + 0.6 * u(6, d, q), 4)}))
@@ -78,5 +82,3 @@ def synthetic(conditions: int = 12, findings: int = 30, seed: int = 0) -> Knowle
         age_bands=(0, 18, 60),
         settings={"primary": 0.6, "emergency": 0.4},
     )
-
-

@@ -42,14 +42,19 @@ class Transition:
 
 @runtime_checkable
 class Reward(Protocol):
-    """The interface. `needs_truth`: the number must stay hidden until the last step. `when`: the flag of `Transition`
-    without which the reward is 0 for everybody (so it need not be called). `bounds`: of one step, unweighted."""
+    """The interface.
+
+    `when` is the flag of `Transition` without which the reward is 0 for everybody (so it need not be called), `bounds` the range
+    of one step, unweighted.
+    """
 
     name: ClassVar[str]
     when: ClassVar[str]
     bounds: ClassVar[tuple[float, float]]
 
     @property
-    def needs_truth(self) -> bool: ...
+    def needs_truth(self) -> bool:
+        """Whether the number must stay hidden until the last step."""
 
-    def __call__(self, t: Transition) -> NDArray[np.float64]: ...
+    def __call__(self, t: Transition) -> NDArray[np.float64]:
+        """float64 [N]; NaN where it could not be scored."""

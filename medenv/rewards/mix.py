@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -29,8 +29,6 @@ DEFAULT = "accuracy + 0.1*information_gain - 0.01*question_cost - 0.1*invalid_ac
 _REGISTRY: dict[str, Callable[..., Reward]] = {r.name: r for r in (Accuracy, InformationGain, QuestionCost, InvalidAction)}
 _TOKEN = re.compile(r"\s*(?:(?P<number>\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+)|(?P<name>[A-Za-z_]\w*)|(?P<sign>[-+*(),=]))")
 
-_NOTHING = np.zeros(1)
-_NOTHING.flags.writeable = False
 
 def register_reward(make: Callable[..., Reward], name: str) -> None:
     """Make a reward of your own available in mixes by name. `make(**parameters)` returns it."""
@@ -58,24 +56,32 @@ class RewardMix:
         """Components that depend on the truth: shown at the last step only."""
         return frozenset(name for name, _, reward in self.terms if reward.needs_truth)
 
-    def score(self, t: Transition, flags: frozenset[str] | None = None) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
-        """Total [N] and weighted components {name: [N]}. NaN in a component: not scored; it adds 0 to the total.
-
-        `flags` names the flags of `t` that are set for anybody, where the caller knows them already.
-        """
+    def score(self, t: Transition) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+        """Total [N] and weighted components {name: [N]}. NaN in a component: not scored; it adds 0 to the total."""
         n = t.ended.shape[0]
         total = np.zeros(n)
         components: dict[str, NDArray[np.float64]] = {}
         for name, weight, reward in self.terms:
             when = getattr(t, reward.when)
-            if reward.when not in flags if flags is not None else not when.any():
-                components[name] = _NOTHING if n == 1 else np.zeros(n)
+            if not when.any():
+                components[name] = np.zeros(n)
                 continue
-            value = reward(t) * when
+            value = np.where(when, reward(t), 0.0)
             value *= weight
             components[name] = value
             missing = np.isnan(value)
             total += np.where(missing, 0.0, value) if missing.any() else value
+        return total, components
+
+    def score_one(self, t: Transition, flags: Collection[str]) -> tuple[float, dict[str, float]]:
+        """`score` for a transition of one consultation whose set flags are known, in plain numbers: the same bits."""
+        total = 0.0
+        components: dict[str, float] = {}
+        for name, weight, reward in self.terms:
+            value = float(reward(t)[0]) * weight if reward.when in flags else 0.0
+            components[name] = value
+            if value == value:  # not NaN
+                total += value
         return total, components
 
     def __str__(self) -> str:
@@ -146,7 +152,7 @@ def _from_text(text: str) -> list[tuple[str, float, Reward]]:
             return word
         return None
 
-    terms = []
+    terms: list[tuple[str, float, Reward]] = []
     while tokens[position][0] != "end":
         sign = -1.0 if take("sign", "-") else 1.0
         if sign > 0 and not take("sign", "+") and terms:

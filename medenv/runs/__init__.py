@@ -1,0 +1,1 @@
+"""Training runs, evaluation, records and reports."""

@@ -1,0 +1,37 @@
+# Every target sets itself up on a fresh machine: a virtual environment in .venv, then the extras that it needs.
+# The stamps say which extras are in; a change of pyproject.toml or constraints.txt installs again.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+WORKERS ?= 2
+
+.PHONY: demo test lint types bench
+.DEFAULT_GOAL := test
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/medenv demo
+
+test: lint types
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check medenv tests
+
+types: $(VENV)/test.stamp
+	$(BIN)/mypy
+
+bench: $(VENV)/demo.stamp
+	$(BIN)/medenv bench
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -c constraints.txt -e ".[torch,plots]"
+	@touch $@
+
+$(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -c constraints.txt -e ".[torch,plots,track,dev]"
+	@touch $(VENV)/demo.stamp $@

@@ -1,0 +1,168 @@
+"""Trajectories on disk: one consultation is one line of JSON, and everything else is computed from these lines.
+
+A line (schema 1): `schema`, `medenv` (version), `environment`, `arguments` (all of them, defaults included), `base` (fingerprint),
+`configuration` (hash), `seed`, `episode`, `case_id`, `agent`, `demographics` {age, sex, setting}, `opening` {finding, reply},
+`turns`, `end`, `failure` (null, or what went wrong: then `end` is null and nothing is scored).
+
+- a turn: `action`, `meaning`, `kind` (ask, examine, order, diagnose, refer, none), `reply`, `ledger` {finding, values, refused, invalid},
+  `components` (weighted; null: not scored), `reward`, `entropy` [before, after] in nats, `belief` (the environment's, three likeliest).
+- the end: `truth`, `diagnosis`, `referred`, `undiagnosed`, `differential` ({condition: probability}, the doctor's, likeliest first, null if
+  none was given), `correct`, `return`, `questions`, `cost`, `invalid_actions`.
+
+Lines are appended whole and synced; a manifest or summary is written last, under a temporary name, then renamed.
+
+Does not cover: running consultations (`evaluate`), scoring them with another reward (`replay`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+from medenv.errors import RunError
+
+SCHEMA = 1
+TRAJECTORIES, SUMMARY, WRONG = "trajectories.jsonl", "summary.json", "wrong.csv"
+
+Record = dict[str, Any]
+
+
+def configuration_hash(configuration: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits over a JSON-able mapping, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class Writer:
+    """Appends trajectories to a file. A torn last line of an earlier run is cut off first.
+
+    Every `write` is one append of whole lines, flushed and synced. When the disk is full, the file is cut back to the last
+    whole line and a RunError says how much is kept.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: BinaryIO = path.open("ab", buffering=0)
+        self._end = whole_length(path)
+        self._file.truncate(self._end)
+        self.written = 0
+
+    def write(self, records: Iterable[Record]) -> None:
+        """Append a batch. RunError (what was written before is kept) when the system refuses."""
+        lines = [json.dumps(r, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n" for r in records]
+        body = memoryview("".join(lines).encode())
+        size = len(body)
+        try:
+            while body:
+                body = body[self._file.write(body) :]
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._cut_back()
+            raise RunError(
+                f"could not write {self.path}: {error.strerror or error}; {self.written} consultations of this run are kept there: "
+                "make room and give the same command again, it goes on from there"
+            ) from error
+        self._end += size
+        self.written += len(lines)
+
+    def _cut_back(self) -> None:
+        try:
+            self._file.truncate(self._end)
+        except OSError:
+            pass  # the reader drops a torn line, and the next Writer cuts it off
+
+    def close(self) -> None:
+        """Close the file; lines are on disk already."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def read_trajectories(path: str | Path, torn: Callable[[str], None] | None = None) -> Iterator[Record]:
+    """The trajectories of a file, or of the run directory that holds it, in order.
+
+    A torn last line (a run that was killed while writing) is dropped and reported to `torn` (None: `warnings.warn`). RunError for a
+    file that is missing, of another schema, or damaged elsewhere.
+    """
+    file = trajectory_file(path)
+    if not file.is_file():
+        raise RunError(f"{file}: no such file; give a {TRAJECTORIES} or the run directory that holds one")
+    with file.open("rb") as lines:
+        held: tuple[int, bytes] | None = None
+        for number, line in enumerate(lines, 1):
+            if held is not None:
+                yield _parse(file, *held)
+            held = number, line
+    if held is None:
+        return
+    try:
+        if not held[1].endswith(b"\n"):
+            raise ValueError
+        json.loads(held[1])
+    except ValueError:
+        (torn or warnings.warn)(f"{file}: the last line ({len(held[1])} bytes) is torn and left out; that consultation counts as not done")
+        return
+    yield _parse(file, *held)
+
+
+def trajectory_file(path: str | Path) -> Path:
+    """The trajectory file that `path` is or holds."""
+    path = Path(path)
+    return path / TRAJECTORIES if path.is_dir() else path
+
+
+def whole_length(path: Path) -> int:
+    """Bytes up to the end of the last whole line that is JSON: where appending may begin."""
+    end = 0
+    with path.open("rb") as lines:
+        last = b""
+        for line in lines:
+            if line.endswith(b"\n"):
+                end, last = end + len(line), line
+    if last:
+        try:
+            json.loads(last)
+        except ValueError:
+            end -= len(last)
+    return end
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all: a temporary beside it, synced, then renamed. RunError if refused."""
+    handle, name = -1, ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp makes it private
+        os.replace(name, path)
+    except OSError as error:
+        if name:
+            Path(name).unlink(missing_ok=True)
+        raise RunError(f"could not write {path}: {error.strerror or error}; check the folder and the room left on the disk") from error
+
+
+def _parse(file: Path, number: int, line: bytes) -> Record:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise RunError(f"{file}, line {number}: not JSON ({error}); only the last line of a run may be torn") from None
+    schema = record.get("schema") if isinstance(record, dict) else None
+    if schema != SCHEMA:
+        raise RunError(f"{file}, line {number}: schema {schema!r}; this version of medenv reads trajectories of schema {SCHEMA}")
+    return record

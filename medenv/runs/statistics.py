@@ -1,0 +1,170 @@
+"""Statistics of evaluations and ablations: scores of probabilities, averages that outliers don't move, and intervals.
+
+Everything is seeded and vectorised. Intervals are percentile bootstraps (Efron 1979, doi 10.1214/aos/1176344552): resample the
+consultations (or the training seeds) with replacement, take the 2.5th and 97.5th percentile of the statistic.
+
+Does not cover: significance tests, and corrections for many comparisons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from medenv.errors import MedenvError
+from medenv.rewards.base import FLOOR
+
+RESAMPLES = 2000
+LEVEL = 0.95
+BINS = 15
+_CHUNK = 2_000_000  # numbers held at once while resampling
+
+Float64 = NDArray[np.float64]
+Interval = tuple[float, float]
+
+
+def brier_scores(probabilities: ArrayLike, truth: ArrayLike) -> Float64:
+    """Multi-class Brier score of each case [n] in [0, 2]: sum over d of (p_d - 1[d = truth])^2, 0 is perfect.
+
+    `probabilities` [n, D], `truth` [n] condition indices. Brier 1950, Monthly Weather Review 78.
+
+    >>> brier_scores([[0.5, 0.25, 0.25]], [0]).tolist()
+    [0.375]
+    """
+    p, d = _differentials(probabilities, truth)
+    at = p[np.arange(len(d)), d]
+    return (p * p).sum(1) - 2.0 * at + 1.0
+
+
+def log_scores(probabilities: ArrayLike, truth: ArrayLike) -> Float64:
+    """Natural logarithm of the probability given to the truth [n], floored at 1e-6; 0 is perfect. Good 1952, JRSS B 14."""
+    p, d = _differentials(probabilities, truth)
+    return np.log(np.maximum(p[np.arange(len(d)), d], FLOOR))
+
+
+def top_k(probabilities: ArrayLike, truth: ArrayLike, k: int) -> Float64:
+    """Chance [n] that the truth is among the first `k` when ties are broken at random: so a flat differential earns k/D.
+
+    >>> top_k([[0.25, 0.25, 0.25, 0.25]], [3], 3).tolist()
+    [0.75]
+    """
+    p, d = _differentials(probabilities, truth)
+    at = p[np.arange(len(d)), d][:, None]
+    above, tied = (p > at).sum(1), (p == at).sum(1)
+    return np.clip((k - above) / tied, 0.0, 1.0)
+
+
+def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) -> float:
+    """sum over bins of (n_b / n) |mean correct - mean confidence|, equal-width bins (a, b] on the top probability.
+
+    `confidence` [n] in [0, 1], `correct` [n] 0 or 1. Guo et al. 2017, arXiv 1706.04599.
+    """
+    total = _bin_excess(_numbers(confidence), _numbers(correct), bins).sum(0)
+    return float(np.abs(total).sum() / len(np.atleast_1d(np.asarray(confidence))))
+
+
+def bootstrap_mean(values: ArrayLike, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL) -> Interval:
+    """(low, high) for the mean of `values` [n]."""
+    low, high = bootstrap_means(_numbers(values)[:, None], seed, resamples, level)
+    return float(low[0]), float(high[0])
+
+
+def bootstrap_means(values: ArrayLike, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL) -> tuple[Float64, Float64]:
+    """Low [k] and high [k] for the column means of `values` [n, k]: one set of resamples for all columns."""
+    table = np.asarray(values, np.float64)
+    means = np.concatenate([weight @ table for weight in _weights(len(table), seed, resamples)])
+    low, high = np.quantile(means, _tails(level), axis=0)
+    return low, high
+
+
+def bootstrap_calibration_error(confidence: ArrayLike, correct: ArrayLike, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL, bins: int = BINS) -> Interval:
+    """(low, high) for `expected_calibration_error`.
+
+    A resample's error is larger on average than the sample's (the absolute value turns noise into error), so the percentiles
+    are moved down by that mean excess; the interval ends at 0 and holds the estimate.
+    """
+    p, right = _numbers(confidence), _numbers(correct)
+    excess = _bin_excess(p, right, bins)
+    estimate = np.abs(excess.mean(0)).sum()
+    errors = np.concatenate([np.abs(weight @ excess).sum(1) for weight in _weights(len(p), seed, resamples)])
+    low, high = np.quantile(errors, _tails(level)) - (errors.mean() - estimate)
+    return float(max(0.0, min(low, estimate))), float(max(high, estimate))
+
+
+def paired_difference(first: ArrayLike, second: ArrayLike, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL) -> tuple[float, float, float]:
+    """(mean of first - second, low, high) over the same cases [n]: the pairs are resampled, so shared difficulty cancels."""
+    a, b = _numbers(first), _numbers(second)
+    if a.shape != b.shape:
+        raise MedenvError(f"paired_difference: {a.size} and {b.size} values; give both doctors the same cases in the same order")
+    low, high = bootstrap_mean(a - b, seed, resamples, level)
+    return float((a - b).mean()), low, high
+
+
+def interquartile_mean(values: ArrayLike) -> float:
+    """Mean of the middle half: floor(n/4) values are left out at each end. Agarwal et al. 2021, arXiv 2108.13264.
+
+    >>> interquartile_mean([0, 1, 2, 3, 4, 5, 6, 100])
+    3.5
+    """
+    return float(_middle(_numbers(values).ravel()[None])[0])
+
+
+def stratified_bootstrap(
+    scores: ArrayLike, statistic: Callable[[Float64], Float64] | None = None, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
+) -> tuple[float, float, float]:
+    """(estimate, low, high) of a statistic of `scores` [seeds, tasks]: seeds are resampled within each task.
+
+    `statistic` maps [m, values] to [m]; None: the interquartile mean. Agarwal et al. 2021, arXiv 2108.13264.
+    """
+    table = np.atleast_2d(_numbers(scores))
+    runs, tasks = table.shape
+    measure = statistic or _middle
+    pick = np.random.Generator(np.random.PCG64(seed)).integers(runs, size=(resamples, runs, tasks))
+    values = measure(table[pick, np.arange(tasks)].reshape(resamples, -1))
+    low, high = np.quantile(values, _tails(level))
+    return float(measure(table.reshape(1, -1))[0]), float(low), float(high)
+
+
+def _numbers(values: ArrayLike) -> Float64:
+    out = np.asarray(values, np.float64)
+    if out.size == 0 or not np.isfinite(out).all():
+        raise MedenvError(f"statistics need at least one value, all finite; got {out.size} of which {int((~np.isfinite(out)).sum())} are not")
+    return out
+
+
+def _differentials(probabilities: ArrayLike, truth: ArrayLike) -> tuple[Float64, NDArray[np.intp]]:
+    p, d = np.asarray(probabilities, np.float64), np.asarray(truth, np.intp)
+    if p.ndim != 2 or d.shape != p.shape[:1]:
+        raise MedenvError(f"probabilities must have shape [n, D] and truth [n], got {p.shape} and {d.shape}")
+    return p, d
+
+
+def _bin_excess(confidence: Float64, correct: Float64, bins: int) -> Float64:
+    """[n, bins] correct - confidence of each case in the column of its bin."""
+    which = np.clip(np.ceil(confidence * bins).astype(np.intp) - 1, 0, bins - 1)
+    out = np.zeros((confidence.size, bins))
+    out[np.arange(confidence.size), which] = correct - confidence
+    return out
+
+
+def _weights(n: int, seed: int, resamples: int):  # type: ignore[no-untyped-def]
+    """Yields [m, n]: how often each of n values stands in each resample, over n; `resamples` rows in all."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    rows = max(1, min(resamples, _CHUNK // n))
+    for start in range(0, resamples, rows):
+        m = min(rows, resamples - start)
+        pick = rng.integers(n, size=(m, n)) + np.arange(m)[:, None] * n
+        yield np.bincount(pick.ravel(), minlength=m * n).reshape(m, n) / n
+
+
+def _tails(level: float) -> list[float]:
+    if not 0.0 < level < 1.0:
+        raise MedenvError(f"level is {level!r}: give a number between 0 and 1, such as 0.95")
+    return [(1.0 - level) / 2.0, (1.0 + level) / 2.0]
+
+
+def _middle(values: Float64) -> Float64:
+    cut = values.shape[1] // 4
+    return np.sort(values, axis=1)[:, cut : values.shape[1] - cut].mean(1)

@@ -18,17 +18,20 @@ from medenv.knowledge.compiled import IMPOSSIBLE, Compiled
 TINY = 1e-30
 
 
-def posterior(scores: NDArray, shift: NDArray | None = None) -> tuple[NDArray, NDArray, NDArray]:
+def posterior(
+    scores: NDArray, shift: NDArray | None = None, out: NDArray | None = None, work: NDArray | None = None
+) -> tuple[NDArray, NDArray, NDArray]:
     """Belief [N, D] (rows sum to 1), entropy [N] (nats) and log-normaliser [N] of scores [N, D], float32 or float64.
 
-    `shift` [N] is a guess of the log-normaliser, such as that of the turn before: it saves looking for the maximum.
+    `shift` [N] is a guess of the log-normaliser, such as that of the turn before: it saves looking for the maximum. `out` and
+    `work` [N, D] are buffers to use: the belief is written into `out`.
     When no condition fits (see `no_condition_fits`) the conditions with the fewest contradictions share the belief; it
     is never NaN.
     """
     if shift is None:
         shift = scores.max(axis=1)
-    shifted = scores - shift[:, None]
-    belief = np.exp(shifted)
+    shifted = np.subtract(scores, shift[:, None], out=work)
+    belief = np.exp(shifted, out=out)
     total = np.einsum("nd->n", belief)
     lost = total < TINY
     if lost.any():

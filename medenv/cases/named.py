@@ -31,11 +31,11 @@ def case_source(cases: str | Sequence[Case] | CaseSource, tables: Compiled, spli
         if kind == "ddxplus" and rest:
             return _loaded(rest, tables, split)
         raise unknown("case source", cases, KINDS)
-    if not isinstance(cases, Sequence):
-        if cases.tables is not tables:
-            raise CaseError("this case source was made for other tables: build it on the environment's own (env.unwrapped.tables)")
-        return cases
-    return LoadedCases(tables, cases, split)
+    if isinstance(cases, Sequence):
+        return LoadedCases(tables, list(cases), split)
+    if cases.tables is not tables:
+        raise CaseError("this case source was made for other tables: build it on the environment's own (env.unwrapped.tables)")
+    return cases
 
 
 @lru_cache(maxsize=8)

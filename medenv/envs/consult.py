@@ -5,7 +5,7 @@ Does not cover: batches (`vector`), consultations in words, or rules of the cons
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -99,7 +99,7 @@ class ConsultEnv(gym.Env[dict[str, Any], np.int64]):
     * v0: first version; may change until release 0.1.0, each time with a line here.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": RENDER_MODES, "render_fps": 2}  # type: ignore[misc]
+    metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 2}  # noqa: RUF012  (as Gymnasium declares it)
 
     def __init__(self, render_mode: str | None = None, **arguments: Any) -> None:
         self.setup = Setup(**arguments)

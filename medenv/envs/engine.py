@@ -26,7 +26,7 @@ NONE = -1
 
 
 class Step(NamedTuple):
-    """What a step did, before any autoreset. All [N]."""
+    """What a step did, before any autoreset. All [N]. The transition's beliefs are views that hold until the next step."""
 
     transition: Transition
     reward: NDArray[np.float64]
@@ -72,6 +72,7 @@ class Engine:
         self._slot_width = np.diff(t.slot_start)
         self._cost = t.cost
         self._everyone = np.arange(num)
+        self._work, self._spare_belief = np.empty((num, self.D), np.float32), np.empty((num, self.D), np.float32)
         self.buffer = np.zeros((num, self.spare + 1), np.int8)
         self.scores = np.zeros((num, self.D), np.float32)
         self.belief = np.zeros((num, self.D), np.float32)
@@ -138,7 +139,9 @@ class Engine:
 
     def _refresh(self, who: NDArray[np.integer] | None = None) -> None:
         if who is None or who.size == self.num:
-            self.belief, self.entropy, self.normaliser = posterior(self.scores, self.shift)
+            old = self.belief
+            self.belief, self.entropy, self.normaliser = posterior(self.scores, self.shift, self._spare_belief, self._work)
+            self._spare_belief = old
         elif who.size:
             self.belief[who], self.entropy[who], self.normaliser[who] = posterior(self.scores[who], self.shift[who])
 
@@ -193,10 +196,9 @@ class Engine:
             answer = self.source.rows(self.handle[who], self.truth[who], self.cell[who], question)
             row[who] = answer
             self.shift[who] = self.normaliser[who]
-            if who.size == self.num:
-                self.scores += self.source.log_likelihood[answer]
-            else:
-                self.scores[who] += self.source.log_likelihood[answer]
+            heard = np.full(self.num, self.tables.unknown_row)
+            heard[who] = answer
+            self.scores += np.take(self.source.log_likelihood, heard, axis=0, out=self._work, mode="clip")
             self._disclose(who, question, answer)
             cost[who] = self._cost[question]
             silent = answer == self.tables.unknown_row

@@ -7,7 +7,7 @@ Does not cover: replies in words (ask `replies()` after a step) and rendering: u
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import gymnasium as gym
 import numpy as np
@@ -35,7 +35,7 @@ class ConsultVectorEnv(gym.vector.VectorEnv[dict[str, Any], NDArray, NDArray]):
     `belief` [N, D], `differential` [N, D] (NaN: none), `case` (uint64 handles; `case_ids()` turns them into tokens).
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # type: ignore[misc]
+    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012  (as Gymnasium declares it)
 
     def __init__(
         self, num_envs: int = 1, autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP, render_mode: None = None, **arguments: Any
@@ -152,7 +152,10 @@ class ConsultVectorEnv(gym.vector.VectorEnv[dict[str, Any], NDArray, NDArray]):
         info: dict[str, Any] = {"components": components, "scored": step.scored, "invalid": step.transition.invalid}
         info["no_condition_fits"] = e.normaliser < IMPOSSIBLE
         if not live.all():
-            info |= {"truth": np.where(ended, e.truth, NONE), "belief": np.where(ended[:, None], step.transition.belief_after, 0.0)}
+            who = np.flatnonzero(ended)
+            belief = np.zeros_like(step.transition.belief_after)
+            belief[who] = step.transition.belief_after[who]
+            info |= {"truth": np.where(ended, e.truth, NONE), "belief": belief}
             info |= {"case": np.where(ended, e.handle, np.uint64(0))}
             if step.transition.differential is not None:
                 info["differential"] = np.where(ended[:, None], step.transition.differential, np.nan)

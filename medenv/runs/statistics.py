@@ -8,7 +8,7 @@ Does not cover: significance tests, and corrections for many comparisons.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -61,8 +61,8 @@ def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: 
 
     `confidence` [n] in [0, 1], `correct` [n] 0 or 1. Guo et al. 2017, arXiv 1706.04599.
     """
-    total = _bin_excess(_numbers(confidence), _numbers(correct), bins).sum(0)
-    return float(np.abs(total).sum() / len(np.atleast_1d(np.asarray(confidence))))
+    excess = _bin_excess(_numbers(confidence), _numbers(correct), bins)
+    return float(np.abs(excess.sum(0)).sum() / len(excess))
 
 
 def bootstrap_mean(values: ArrayLike, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL) -> Interval:
@@ -73,8 +73,8 @@ def bootstrap_mean(values: ArrayLike, seed: int = 0, resamples: int = RESAMPLES,
 
 def bootstrap_means(values: ArrayLike, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL) -> tuple[Float64, Float64]:
     """Low [k] and high [k] for the column means of `values` [n, k]: one set of resamples for all columns."""
-    table = np.asarray(values, np.float64)
-    means = np.concatenate([weight @ table for weight in _weights(len(table), seed, resamples)])
+    table = _numbers(values)
+    means = np.concatenate([counts @ table for counts in _resamples(len(table), seed, resamples)]) / len(table)
     low, high = np.quantile(means, _tails(level), axis=0)
     return low, high
 
@@ -87,8 +87,8 @@ def bootstrap_calibration_error(confidence: ArrayLike, correct: ArrayLike, seed:
     """
     p, right = _numbers(confidence), _numbers(correct)
     excess = _bin_excess(p, right, bins)
-    estimate = np.abs(excess.mean(0)).sum()
-    errors = np.concatenate([np.abs(weight @ excess).sum(1) for weight in _weights(len(p), seed, resamples)])
+    estimate = np.abs(excess.sum(0)).sum() / len(p)
+    errors = np.concatenate([np.abs(counts @ excess).sum(1) for counts in _resamples(len(p), seed, resamples)]) / len(p)
     low, high = np.quantile(errors, _tails(level)) - (errors.mean() - estimate)
     return float(max(0.0, min(low, estimate))), float(max(high, estimate))
 
@@ -149,14 +149,14 @@ def _bin_excess(confidence: Float64, correct: Float64, bins: int) -> Float64:
     return out
 
 
-def _weights(n: int, seed: int, resamples: int):  # type: ignore[no-untyped-def]
-    """Yields [m, n]: how often each of n values stands in each resample, over n; `resamples` rows in all."""
+def _resamples(n: int, seed: int, resamples: int) -> Iterator[Float64]:
+    """Counts [m, n]: how often each of n values stands in each resample; `resamples` rows in all."""
     rng = np.random.Generator(np.random.PCG64(seed))
     rows = max(1, min(resamples, _CHUNK // n))
     for start in range(0, resamples, rows):
         m = min(rows, resamples - start)
         pick = rng.integers(n, size=(m, n)) + np.arange(m)[:, None] * n
-        yield np.bincount(pick.ravel(), minlength=m * n).reshape(m, n) / n
+        yield np.bincount(pick.ravel(), minlength=m * n).reshape(m, n).astype(np.float64)
 
 
 def _tails(level: float) -> list[float]:

@@ -1,0 +1,386 @@
+"""Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) for `MedConsult-v0`, on one batch of consultations.
+
+Reads top to bottom: settings, glossary of what is logged, the learner (collect, learn, validate), the three formulas (advantages,
+log-probability, entropy), behaviour cloning of `greedy`.
+
+Two things are for training only, and settings: `expected_accuracy` pays belief[diagnosis] in place of 0 or 1 (the same mean, less
+noise), and `gain_bonus` adds information gain that fades to 0. Reported returns are always the environment's own mix.
+Patients: each stream's seed is hashed from the run's seed, training uses split train and validation uses split validation; test is never touched.
+
+Does not cover: run directories, checkpoints and time budgets (`medenv.runs.training`), recurrent policies, several machines (RLlib).
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, log_softmax, logsigmoid, nll_loss
+
+import medenv  # noqa: F401  (registers the environments)
+from medenv.agents.greedy import Greedy
+from medenv.agents.policy import Heads, Policy, Tracker, architecture_of, believe, context, decide, open_questions, tracked
+from medenv.envs.setup import Setup
+from medenv.envs.vector import ConsultVectorEnv
+from medenv.errors import RunError, unknown
+from medenv.hashing import seed_for
+
+
+@dataclass
+class PPOSettings:
+    """Settings of one run; on the command line and in TOML each is a key. Fractions are of the budget."""
+
+    env: dict[str, Any] = field(default_factory=dict)  # arguments of MedConsult-v0, except split
+    seed: int = 0  # of the network, the sampling and the patients
+    seconds: float | None = None  # budget in seconds, everything included; with no budget at all: 300
+    steps: int | None = None  # budget in environment steps; the first budget to run out ends the run
+    num_envs: int = 1024  # consultations side by side
+    rollout: int = 16  # turns of each between two updates
+    learning_rate: float = 3e-3  # Adam's at the start; it falls linearly to `learning_rate_end` of it
+    learning_rate_end: float = 0.03
+    minibatch: int = 1024  # transitions per gradient step
+    epochs: int = 2  # passes over each rollout
+    gamma: float = 1.0  # discount; consultations are short and end by themselves
+    gae_lambda: float = 0.95  # bias against variance of the advantages
+    clip: float = 0.2  # of the probability ratio
+    value_coefficient: float = 0.5  # weight of the value loss
+    max_grad_norm: float = 0.5  # gradients are scaled down to it
+    entropy: float = 0.03  # bonus at the start; it falls linearly to `entropy_end` of it
+    entropy_end: float = 0.1
+    expected_accuracy: bool = True  # train on belief[diagnosis] instead of 0 or 1
+    gain_bonus: float = 0.2  # training reward per nat gained at the start, 0 after `gain_bonus_until`
+    gain_bonus_until: float = 0.4
+    gate_start: float = -4.0  # logit of stopping at the start: ask first
+    sharpness_start: float = 3.0  # alpha of alpha·log belief at the start
+    hidden: int = 128  # width of the two hidden layers (policy, value)
+    tracker_rate: float = 1e-2  # learning rate of the policy's own belief, where the environment's is not observed
+    imitate: float = 0.0  # seconds of cloning `greedy` before PPO, inside the budget and reported apart
+    threads: int | None = None  # torch's; None leaves them as they are
+    evaluate_every: int = 20  # updates between validations
+    evaluate_episodes: int = 2048  # fixed validation cases, greedy decoding
+    checkpoint_every: int = 20  # updates between checkpoints
+    tensorboard: bool = False  # write event files
+    wandb: str = "off"  # off, offline or online
+
+
+GLOSSARY: dict[str, tuple[str, str, str]] = {  # key: (formula or meaning, healthy, what a bad value means)
+    "update": ("rollouts learned from so far", "rises by one", "a gap: lines were lost"),
+    "steps": ("environment steps so far", "num_envs · rollout more each update", "-"),
+    "seconds": ("time spent so far, validation and earlier parts of a resumed run included", "-", "-"),
+    "steps_per_second": ("steps of this update / its time, learning included", "steady", "falling: the machine is shared, or too many threads"),
+    "return": ("mean return of the consultations that ended in the rollout, the environment's own mix", "rises", "flat from the start: raise entropy or gain_bonus"),
+    "accuracy": ("their share of right diagnoses", "rises with return", "high while return falls: too many questions for their price"),
+    "questions": ("their mean number of questions", "falls from max_turns, then settles", "near 0 early: the policy stops at once; lower gate_start"),
+    "policy_loss": ("-mean min(r A, clip(r) A)", "small, negative", "large: learning rate too high"),
+    "value_loss": ("mean (V - return)^2 / 2", "falls", "rising for long: learning rate too high or rewards changing"),
+    "explained_variance": ("1 - var(return - V) / var(return)", "> 0.3 after the start", "< 0: the value is worse than a constant"),
+    "entropy": ("H(gate) + P(ask) H(question) + P(stop) H(diagnosis), nats", "falls slowly", "a fall to 0 within minutes: raise entropy; no fall: lower it"),
+    "approx_kl": ("mean of r - 1 - log r", "0.002 to 0.03", "above 0.1: lower learning_rate or epochs"),
+    "clip_fraction": ("share of transitions with |r - 1| > clip", "0.02 to 0.3", "above 0.4: as approx_kl"),
+    "grad_norm": ("mean norm before clipping", "0.05 to 2", "exploding: lower learning_rate"),
+    "tracker_loss": ("-mean log P(truth) of the policy's own belief, nats (belief not observed)", "falls below log D", "flat: raise tracker_rate"),
+    "stop_rate": ("share of transitions that stop", "about 1 / (questions + 1)", "near 1: the policy stops at once"),
+    "unscored": ("transitions left out because a reward could not be scored", "0", "above 0: a component fails; its consultations teach nothing"),
+    "learning_rate": ("Adam's, annealed", "-", "-"),
+    "entropy_coefficient": ("annealed", "-", "-"),
+    "gain_bonus": ("training reward per nat, annealed to 0", "-", "-"),
+    "imitation_accuracy": ("share of greedy's actions matched while cloning", "> 0.6", "low: clone for longer"),
+    "validation_return": ("mean return on the fixed validation cases, greedy decoding, the environment's own mix", "rises", "below return: decoding differs from sampling; look at stop_rate"),
+    "validation_accuracy": ("share of right diagnoses on them", "rises", "-"),
+    "validation_questions": ("mean questions on them", "settles", "max_turns - 1: the gate never opens"),
+}  # fmt: skip
+
+
+@dataclass
+class Rollout:
+    """T turns of N consultations. `ended`: the consultation ended with this transition; `scored`: it may be learned from."""
+
+    belief: Tensor  # float32 [T, N, D] what the policy decided from
+    context: Tensor  # float32 [T, N, C]
+    open: Tensor  # bool [T, N, Q]
+    action: Tensor  # int64 [T, N]
+    log_probability: Tensor  # float32 [T, N]
+    value: Tensor  # float32 [T + 1, N], the last row of the state that follows
+    reward: Tensor  # float32 [T, N] for training
+    ended: Tensor  # bool [T, N]
+    scored: Tensor  # bool [T, N]
+    truth: Tensor  # int64 [T, N], for the tracker
+    evidence: list[tuple[Tensor, Tensor, Tensor]]  # T times what the tracker reads; empty without one
+
+
+class PPO:
+    """The learner: environment, networks, optimisers and its own generator. `state()` and `load()` are exact."""
+
+    def __init__(self, settings: PPOSettings) -> None:
+        self.settings = s = settings
+        self.env = make_env(s, "train", s.num_envs)
+        setup = self.env.setup
+        self.tables, self.Q = setup.tables, setup.num_questions
+        self.generator = torch.Generator().manual_seed(seed_for(s.seed, "ppo network"))
+        self.architecture = architecture_of(setup.tables, setup.max_turns, setup.observe_belief, s.hidden, s.gate_start, s.sharpness_start)
+        self.policy = Policy(self.architecture, self.generator)
+        self.optimiser = torch.optim.Adam(self.policy.parameters(), s.learning_rate, eps=1e-5)
+        self.tracker = None if setup.observe_belief else Tracker(self.architecture)
+        self.tracker_optimiser = None if self.tracker is None else torch.optim.Adam(self.tracker.parameters(), s.tracker_rate)
+        self.accuracy_weight = next((weight for name, weight, _ in setup.rewards.terms if name == "accuracy"), 0.0)
+        self.observation = self.env.reset(seed=seed_for(s.seed, "ppo train"))[0]
+        self.episode_return = np.zeros(s.num_envs)
+        self.episode_questions = np.zeros(s.num_envs)
+
+    def update(self, progress: float) -> dict[str, float]:
+        """One rollout and what is learned from it; `progress` in [0, 1] is the share of the budget that is spent."""
+        s = self.settings
+        start = time.perf_counter()
+        schedule = {
+            "learning_rate": s.learning_rate * _fade(s.learning_rate_end, progress),
+            "entropy_coefficient": s.entropy * _fade(s.entropy_end, progress),
+            "gain_bonus": s.gain_bonus * max(0.0, 1.0 - progress / s.gain_bonus_until) if s.gain_bonus_until > 0 else 0.0,
+        }
+        for group in self.optimiser.param_groups:
+            group["lr"] = schedule["learning_rate"]
+        rollout, metrics = self.collect(schedule["gain_bonus"])
+        metrics |= self.learn(rollout, schedule["entropy_coefficient"])
+        if self.tracker_optimiser is not None:
+            for group in self.tracker_optimiser.param_groups:
+                group["lr"] = s.tracker_rate * _fade(s.learning_rate_end, progress)
+            metrics["tracker_loss"] = self.learn_to_track(rollout)
+        return metrics | schedule | {"steps_per_second": s.num_envs * s.rollout / (time.perf_counter() - start)}
+
+    @torch.no_grad()
+    def collect(self, gain_bonus: float) -> tuple[Rollout, dict[str, float]]:
+        """Play `rollout` turns of every consultation. The batch resets in the same step, so that every transition happened."""
+        s, engine, rows = self.settings, self.env.engine, np.arange(self.settings.num_envs)
+        turns: list[tuple[Any, ...]] = []
+        evidence, values, finished = [], [], []
+        for _ in range(s.rollout):
+            observation, truth, entropy = self.observation, engine.truth.copy(), engine.entropy.copy()
+            belief, about = believe(observation, self.tracker), torch.from_numpy(context(observation, self.architecture))
+            open_ = torch.from_numpy(open_questions(observation, self.Q))
+            heads = self.policy(belief, about, open_)
+            action, log_probability = sample(heads, self.generator)
+            chosen = action.numpy()
+            self.observation, reward, terminated, truncated, info = self.env.step(chosen)
+            ended = terminated | truncated
+            last = info.get("final_info", info)
+            self.episode_return += reward
+            self.episode_questions += chosen < self.Q
+            train_reward = reward + gain_bonus * np.where(ended, 0.0, entropy - engine.entropy)
+            if ended.any():
+                over = np.flatnonzero(ended & last["scored"])
+                finished.append(np.stack([self.episode_return[over], self.episode_questions[over], chosen[over] - self.Q == truth[over]]))
+                if s.expected_accuracy and self.accuracy_weight:
+                    hit = last["belief"][rows, np.maximum(chosen - self.Q, 0)] - (chosen - self.Q == truth)
+                    train_reward += np.where(ended & (chosen >= self.Q), self.accuracy_weight * hit, 0.0)
+                if truncated.any():
+                    train_reward += s.gamma * np.where(truncated, self._value(info["final_obs"]), 0.0)
+                self.episode_return[ended] = 0.0
+                self.episode_questions[ended] = 0.0
+            if self.tracker is not None:
+                evidence.append(tracked(observation))
+            values.append(heads.value)
+            turns.append((belief, about, open_, action, log_probability, train_reward.astype(np.float32), ended, last["scored"], truth.astype(np.int64)))
+        values.append(torch.from_numpy(self._value(self.observation)))
+        b, c, o, a, lp, r, e, sc, tr = (torch.stack([torch.as_tensor(x) for x in column]) for column in zip(*turns, strict=True))
+        metrics = {"stop_rate": float((a >= self.Q).float().mean()), "unscored": float((~sc).sum())}
+        if finished:
+            means = np.concatenate(finished, axis=1).mean(axis=1)
+            metrics |= {"return": float(means[0]), "questions": float(means[1]), "accuracy": float(means[2])}
+        return Rollout(b, c, o, a, lp, torch.stack(values), r, e, sc, tr, evidence), metrics
+
+    def learn(self, rollout: Rollout, entropy_coefficient: float) -> dict[str, float]:
+        """PPO's clipped objective over shuffled minibatches of the transitions that were scored."""
+        s = self.settings
+        advantage = advantages(rollout, s.gamma, s.gae_lambda)
+        keep = rollout.scored.flatten()
+        flat = [x.flatten(0, 1)[keep] for x in (rollout.belief, rollout.context, rollout.open, rollout.action, rollout.log_probability)]
+        target, advantage = (advantage + rollout.value[:-1]).flatten()[keep], advantage.flatten()[keep]
+        variance = target.var(correction=0)
+        explained = float(1 - (advantage.var(correction=0) / variance)) if variance > 0 else 0.0
+        advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+        sums, count = torch.zeros(6), 0
+        for _ in range(s.epochs):
+            for index in torch.randperm(len(target), generator=self.generator).split(s.minibatch):
+                belief, about, open_, action, before = (x[index] for x in flat)
+                heads = self.policy(belief, about, open_)
+                log_ratio = log_probability_of(heads, action) - before
+                ratio = log_ratio.exp()
+                gain = advantage[index]
+                policy_loss = -torch.min(ratio * gain, ratio.clamp(1 - s.clip, 1 + s.clip) * gain).mean()
+                value_loss = (heads.value - target[index]).square().mean() / 2
+                entropy = entropy_of(heads).mean()
+                self.optimiser.zero_grad()
+                (policy_loss + s.value_coefficient * value_loss - entropy_coefficient * entropy).backward()  # type: ignore[no-untyped-call]
+                norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), s.max_grad_norm)
+                self.optimiser.step()
+                with torch.no_grad():
+                    kl, clipped = (ratio - 1 - log_ratio).mean(), ((ratio - 1).abs() > s.clip).float().mean()
+                    sums += torch.stack([policy_loss, value_loss, entropy, kl, clipped, norm])
+                count += 1
+        names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")
+        return dict(zip(names, (sums / max(count, 1)).tolist(), strict=True)) | {"explained_variance": explained}
+
+    def learn_to_track(self, rollout: Rollout) -> float:
+        """Fit the policy's own belief to the diagnoses of the training cases; returns the mean cross-entropy before each step."""
+        assert self.tracker is not None and self.tracker_optimiser is not None
+        total = 0.0
+        for turn, seen in enumerate(rollout.evidence):
+            loss = nll_loss(self.tracker(*seen), rollout.truth[turn])
+            self.tracker_optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.tracker_optimiser.step()
+            total += float(loss.detach())
+        return total / len(rollout.evidence)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Greedy decoding on the run's fixed validation cases; every case counts once, short or long."""
+        n = self.settings.evaluate_episodes
+        env = make_env(self.settings, "validation", n)
+        observation = env.reset(seed=seed_for(self.settings.seed, "ppo validation"))[0]
+        alive, total, questions, right = np.ones(n, bool), np.zeros(n), np.zeros(n), np.zeros(n, bool)
+        scored = np.ones(n, bool)
+        while alive.any():
+            truth = env.engine.truth.copy()
+            action = decide(self._heads(observation))
+            observation, reward, terminated, truncated, info = env.step(action)
+            last = info.get("final_info", info)
+            total += reward * alive
+            questions += alive & (action < self.Q)
+            right |= alive & (action - self.Q == truth)
+            scored &= last["scored"] | ~alive
+            alive &= ~(terminated | truncated)
+        if not scored.any():
+            raise RunError(f"none of {n} validation consultations could be scored under {env.setup.rewards}: choose another reward mix")
+        return {f"validation_{k}": float(v[scored].mean()) for k, v in (("return", total), ("accuracy", right), ("questions", questions))}
+
+    def imitate(self, seconds: float) -> dict[str, float]:
+        """Clone `greedy` on training cases for some seconds: cross-entropy on gate and question, value untouched."""
+        greedy, start, matched, seen = Greedy(self.tables), time.perf_counter(), 0.0, 0
+        optimiser = torch.optim.Adam(self.policy.parameters(), self.settings.learning_rate)
+        while time.perf_counter() - start < seconds:
+            observation, truth = self.observation, torch.from_numpy(self.env.engine.truth.astype(np.int64))
+            action = torch.from_numpy(greedy.act(observation)[0])
+            if self.tracker is not None and self.tracker_optimiser is not None:
+                self.tracker_optimiser.zero_grad()
+                nll_loss(self.tracker(*tracked(observation)), truth).backward()  # type: ignore[no-untyped-call]
+                self.tracker_optimiser.step()
+            heads = self._heads(observation)
+            asks = action < self.Q
+            loss = binary_cross_entropy_with_logits(heads.gate, (~asks).float())
+            if asks.any():
+                loss = loss + cross_entropy(heads.question[asks], action[asks])
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            seen += len(action)
+            matched = 0.9 * matched + 0.1 * float((torch.from_numpy(decide(heads)) == action).float().mean())
+            self.observation = self.env.step(action.numpy())[0]
+        self.observation = self.env.reset()[0]
+        return {"imitation_accuracy": matched, "imitation_seconds": time.perf_counter() - start, "imitation_steps": float(seen)}
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next update depends on, as tensors and plain values."""
+        return {
+            "policy": self.policy.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "tracker": None if self.tracker is None else self.tracker.state_dict(),
+            "tracker_optimiser": None if self.tracker_optimiser is None else self.tracker_optimiser.state_dict(),
+            "generator": self.generator.get_state(),
+            "env": {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in self.env.snapshot().items()},
+            "episode": (torch.from_numpy(self.episode_return.copy()), torch.from_numpy(self.episode_questions.copy())),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go back to a `state()` of a learner with equal settings."""
+        self.policy.load_state_dict(state["policy"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.tracker is not None and self.tracker_optimiser is not None:
+            self.tracker.load_state_dict(state["tracker"])
+            self.tracker_optimiser.load_state_dict(state["tracker_optimiser"])
+        self.generator.set_state(state["generator"])
+        self.observation = self.env.restore({k: v.numpy() if isinstance(v, Tensor) else v for k, v in state["env"].items()})
+        self.episode_return, self.episode_questions = (x.numpy().copy() for x in state["episode"])
+
+    def _heads(self, observation: dict[str, NDArray]) -> Heads:
+        about = torch.from_numpy(context(observation, self.architecture))
+        heads: Heads = self.policy(believe(observation, self.tracker), about, torch.from_numpy(open_questions(observation, self.Q)))
+        return heads
+
+    @torch.no_grad()
+    def _value(self, observation: dict[str, NDArray]) -> NDArray[np.float32]:
+        return self._heads(observation).value.numpy()
+
+
+def make_env(settings: PPOSettings, split: str, num_envs: int) -> ConsultVectorEnv:
+    """The batch of one split that the settings ask for; it resets within the step. RunError for an unknown argument."""
+    allowed = [name for name in inspect.signature(Setup).parameters if name != "split"]
+    for name in settings.env:
+        if name not in allowed:
+            why = "; training uses train, validation uses validation" if name == "split" else ""
+            raise RunError(f"{unknown('environment argument', name, allowed)}{why}")
+    env = gym.make_vec("MedConsult-v0", num_envs=num_envs, split=split, autoreset_mode="SameStep", **settings.env)
+    assert isinstance(env.unwrapped, ConsultVectorEnv)
+    return env.unwrapped
+
+
+def sample(heads: Heads, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Actions int64 [N] drawn from the factored policy, and their log-probabilities."""
+    n, Q = heads.question.shape
+    u = torch.rand((2, n), generator=generator)
+    stop = u[0] < torch.sigmoid(heads.gate)
+    action = torch.where(stop, Q + _draw(heads.diagnosis, u[1]), _draw(heads.question, u[1]))
+    return action, log_probability_of(heads, action)
+
+
+def log_probability_of(heads: Heads, action: Tensor) -> Tensor:
+    """log P(action) [N] = log P(stop) + log P(d | stop), or log P(ask) + log P(q | ask)."""
+    Q, D = heads.question.shape[1], heads.diagnosis.shape[1]
+    stop = action >= Q
+    question = log_softmax(heads.question, 1).gather(1, action.clamp(max=Q - 1)[:, None]).squeeze(1)
+    diagnosis = log_softmax(heads.diagnosis, 1).gather(1, (action - Q).clamp(0, D - 1)[:, None]).squeeze(1)
+    return torch.where(stop, logsigmoid(heads.gate) + diagnosis, logsigmoid(-heads.gate) + question)
+
+
+def entropy_of(heads: Heads) -> Tensor:
+    """Entropy [N] of the whole policy in nats: H(gate) + P(ask) H(question) + P(stop) H(diagnosis)."""
+    stop = torch.sigmoid(heads.gate)
+    gate = -(stop * logsigmoid(heads.gate) + (1 - stop) * logsigmoid(-heads.gate))
+    return gate + (1 - stop) * _categorical_entropy(heads.question) + stop * _categorical_entropy(heads.diagnosis)
+
+
+def advantages(rollout: Rollout, gamma: float, gae_lambda: float) -> Tensor:
+    """Generalised advantage estimates [T, N] (Schulman et al. 2016, arXiv 1506.02438).
+
+    Nothing flows back over an end. An unscored transition has advantage 0 and hands on the value of its own state, so that
+    what was not scored is not read as 0.
+    """
+    out = torch.zeros_like(rollout.reward)
+    carry = torch.zeros_like(rollout.reward[0])
+    for t in reversed(range(len(out))):
+        going = (~rollout.ended[t]).float()
+        delta = rollout.reward[t] + gamma * rollout.value[t + 1] * going - rollout.value[t]
+        carry = (delta + gamma * gae_lambda * going * carry) * rollout.scored[t]
+        out[t] = carry
+    return out
+
+
+def _fade(end: float, progress: float) -> float:
+    return 1.0 + (end - 1.0) * min(progress, 1.0)
+
+
+def _draw(logits: Tensor, u: Tensor) -> Tensor:
+    """Categories [N] by inversion of uniform numbers [N]; a masked category is never drawn."""
+    total = torch.softmax(logits, 1).cumsum(1)
+    return torch.searchsorted(total, (u * total[:, -1])[:, None], right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
+
+
+def _categorical_entropy(logits: Tensor) -> Tensor:
+    log_p = log_softmax(logits, 1)
+    return -(log_p.exp() * log_p).sum(1)

@@ -35,8 +35,7 @@ def draw_array(key: NDArray[np.uint64], counter: NDArray[np.integer] | int) -> N
     if isinstance(counter, int):
         x = key + np.uint64((counter + 1) * GOLDEN & _MASK)
     else:
-        x = (counter.astype(np.uint64) + np.uint64(1)) * _UG
-        x += key
+        x = key + (counter.astype(np.uint64) + np.uint64(1)) * _UG
     t = x >> _S30
     np.bitwise_xor(x, t, out=x)
     np.multiply(x, _UA, out=x)

@@ -38,7 +38,7 @@ from medenv.belief.posterior import posterior
 from medenv.cases.case import Case
 from medenv.cases.sampled import SampledCases
 from medenv.cases.source import ALL, NO_OPENING, CaseSource
-from medenv.envs.engine import Engine, Step
+from medenv.envs.engine import Engine
 from medenv.envs.vector import ConsultVectorEnv
 from medenv.hashing import draw_array, seed_for
 from medenv.knowledge.base import KnowledgeBase
@@ -68,7 +68,9 @@ class Calibration(NamedTuple):
 # Bases
 
 
-def check_base(base: str | KnowledgeBase, noise: float = 0.02, difficulty: float = 0.0, setting: str | None = None, consultations: int = 40_000) -> None:
+def check_base(
+    base: str | KnowledgeBase, noise: float = 0.02, difficulty: float = 0.0, setting: str | None = None, consultations: int = 40_000
+) -> None:
     """A base compiles to sound tables, and the belief on patients sampled from it is calibrated at every turn.
 
     `noise`, `difficulty`, `setting` as the environments take them. A smaller number of `consultations` is quicker and weaker.
@@ -76,7 +78,7 @@ def check_base(base: str | KnowledgeBase, noise: float = 0.02, difficulty: float
     tables = compiled(knowledge_base(base), noise, difficulty, setting)
     check_tables(tables)
     source = SampledCases(tables, ALL)
-    check_cases(source, [SampledCases(tables, split) for split in ("train", "validation", "test")][:0])
+    check_cases(SampledCases(tables, "train"), [SampledCases(tables, split) for split in ("validation", "test")])
     check_opening(source, 5 * consultations)
     check_calibration(source, consultations)
 
@@ -84,29 +86,36 @@ def check_base(base: str | KnowledgeBase, noise: float = 0.02, difficulty: float
 def check_tables(tables: Compiled) -> None:
     """Probabilities are in [0, 1] and sum to 1, openings too, every condition can occur, every row lies where it is looked for."""
     p = tables.probability
-    assert np.isfinite(p).all() and p.min() >= -ROUNDING and p.max() <= 1 + ROUNDING, (
-        f"expected probabilities in [0, 1], saw {p.min():.4g} to {p.max():.4g}: where below 0, an opening is commoner than its finding (c > p)"
-    )
-    for cell in np.unique(tables.row_of, axis=0, return_index=True)[1]:
+    if not (np.isfinite(p).all() and p.min() >= -ROUNDING and p.max() <= 1 + ROUNDING):
+        raise AssertionError(
+            f"expected probabilities in [0, 1], saw {p.min():.4g} to {p.max():.4g}: "
+            "where below 0, an opening is commoner than its finding (c > p)"
+        )
+    for cell in np.unique(tables.row_of, axis=0, return_index=True)[1].tolist():
         for q, finding in enumerate(tables.base.findings):
             rows = np.arange(tables.row_of[cell, q], tables.row_of[cell, q] + tables.num_values[q])
-            assert (tables.row_finding[rows] == q).all(), f"cell {cell}, {finding.id}: expected rows of this finding, saw {tables.row_finding[rows]}"
+            if not (tables.row_finding[rows] == q).all():
+                raise AssertionError(f"cell {cell}, {finding.id}: expected rows of this finding, saw {tables.row_finding[rows]}")
             off = np.abs(p[rows].sum(0) - 1).max()
-            assert off < ROUNDING, f"cell {cell}, {finding.id}: expected probabilities that sum to 1, saw a sum off by {off:.3g}"
+            if not (off < ROUNDING):
+                raise AssertionError(f"cell {cell}, {finding.id}: expected probabilities that sum to 1, saw a sum off by {off:.3g}")
     reached = tables.cell_weight.sum(0)
     if tables.setting is None:
         missing = [c.id for c, w in zip(tables.base.conditions, reached, strict=True) if w <= 0]
-        assert not missing, f"expected every condition to occur, saw weight 0 for {missing}"
+        if missing:
+            raise AssertionError(f"expected every condition to occur, saw weight 0 for {missing}")
     total = tables.cell_weight.sum()
-    assert abs(total - 1) < ROUNDING, f"expected cells and conditions to sum to 1, saw {total!r}"
-    mass = np.zeros(tables.cell_weight.shape)
+    if not (abs(total - 1) < ROUNDING):
+        raise AssertionError(f"expected cells and conditions to sum to 1, saw {total!r}")
+    mass = np.zeros_like(tables.cell_weight)
     np.add.at(mass, (tables.joint_cell, tables.joint_condition), np.diff(tables.joint_threshold.astype(np.float64), prepend=0.0) / 2.0**32)
-    off = np.abs(mass - tables.cell_weight)
-    cell, d = np.unravel_index(int(off.argmax()), off.shape)
-    assert off[cell, d] < (np.bincount(tables.joint_cell * mass.shape[1] + tables.joint_condition).max() + 1) / 2.0**32, (
-        f"condition {tables.base.conditions[d].id}, cell {cell}: expected the openings to sum to its weight "
-        f"{tables.cell_weight[cell, d]:.6g}, saw {mass[cell, d]:.6g}"
-    )
+    gap = np.abs(mass - tables.cell_weight)
+    cell, d = divmod(int(gap.argmax()), gap.shape[1])
+    if not (gap[cell, d] < (np.bincount(tables.joint_cell * mass.shape[1] + tables.joint_condition).max() + 1) / 2.0**32):
+        raise AssertionError(
+            f"condition {tables.base.conditions[d].id}, cell {cell}: expected the openings to sum to its weight "
+            f"{tables.cell_weight[cell, d]:.6g}, saw {mass[cell, d]:.6g}"
+        )
 
 
 def calibration(source: CaseSource, consultations: int = 40_000, turns: int = 8, seed: int = 0) -> list[Calibration]:
@@ -126,20 +135,25 @@ def calibration(source: CaseSource, consultations: int = 40_000, turns: int = 8,
     return [_calibration(turn, top[turn].astype(np.float64), right[turn]) for turn in range(turns + 1)]
 
 
-def check_calibration(source: CaseSource, consultations: int = 40_000, turns: int = 8, ece: float = 0.01, errors: float = 4.0, seed: int = 0) -> None:
+def check_calibration(
+    source: CaseSource, consultations: int = 40_000, turns: int = 8, ece: float = 0.01, errors: float = 4.0, seed: int = 0
+) -> None:
     """At every turn the expected calibration error is below `ece`, and the mean top belief within `errors` standard errors of accuracy.
 
     With few consultations chance alone gives a calibration error of about 1/sqrt(consultations); it is allowed for.
     """
     allowed = max(ece, 2.0 / np.sqrt(consultations))
     for c in calibration(source, consultations, turns, seed):
-        seen = f"after {c.turn} answers: mean top belief {c.confidence:.4f}, accuracy {c.accuracy:.4f}, standard error {c.standard_error:.4f}, ECE {c.ece:.4f}"
-        assert abs(c.confidence - c.accuracy) <= errors * c.standard_error + 1e-6, f"expected the mean top belief to equal accuracy, saw {seen}"
-        assert c.ece < allowed, f"expected ECE < {allowed:.4f}, saw {seen}"
+        seen = f"after {c.turn} answers: mean top belief {c.confidence:.4f}, accuracy {c.accuracy:.4f}, "
+        seen += f"standard error {c.standard_error:.4f}, ECE {c.ece:.4f}"
+        if not (abs(c.confidence - c.accuracy) <= errors * c.standard_error + 1e-6):
+            raise AssertionError(f"expected the mean top belief to equal accuracy, saw {seen}")
+        if not (c.ece < allowed):
+            raise AssertionError(f"expected ECE < {allowed:.4f}, saw {seen}")
 
 
 def check_opening(source: CaseSource, cases: int = 200_000, errors: float = 4.0, seed: int = 0) -> None:
-    """No classifier on demographics and opening alone beats the belief: the choice of an opening tells no more than the belief takes from it.
+    """No classifier on demographics and opening alone beats the belief: an opening tells no more than the belief takes from it.
 
     The classifier counts conditions per (cell, opening) on `cases` cases, shrunk towards the belief; both are scored by their
     log loss on a quarter as many fresh cases.
@@ -158,10 +172,12 @@ def check_opening(source: CaseSource, cases: int = 200_000, errors: float = 4.0,
     loss = [-np.log(np.maximum(p[index[test], opened.truth[test]], 1e-12)) for p in (belief, learnt)]
     gained = loss[0] - loss[1]
     error = gained.std() / np.sqrt(gained.size)
-    assert gained.mean() <= errors * error + 1e-4, (
-        f"expected no classifier on the opening alone to beat the belief, saw log loss {loss[1].mean():.4f} against the belief's "
-        f"{loss[0].mean():.4f} (standard error of the difference {error:.5f}): the choice of the opening gives away more than its table says"
-    )
+    if not (gained.mean() <= errors * error + 1e-4):
+        raise AssertionError(
+            f"expected no classifier on the opening alone to beat the belief, saw log loss {loss[1].mean():.4f} against the belief's "
+            f"{loss[0].mean():.4f} (standard error of the difference {error:.5f}): "
+            "the choice of the opening gives away more than its table says"
+        )
 
 
 # Cases
@@ -174,42 +190,54 @@ def check_cases(source: CaseSource, others: Sequence[CaseSource] = (), number: i
     """
     t = source.tables
     handle = _handles(source, number, seed)
-    assert handle.dtype == np.uint64 and handle.shape == (number,), f"expected handles uint64 [{number}], saw {handle.dtype} {list(handle.shape)}"
-    assert (handle == _handles(source, number, seed)).all(), "expected the same handles for the same streams and episodes, saw others on the second call"
+    if not (handle.dtype == np.uint64 and handle.shape == (number,)):
+        raise AssertionError(f"expected handles uint64 [{number}], saw {handle.dtype} {list(handle.shape)}")
+    if not (handle == _handles(source, number, seed)).all():
+        raise AssertionError("expected the same handles for the same streams and episodes, saw others on the second call")
     singly = np.concatenate([_handles(source, 1, seed, first=i) for i in range(number)])
-    assert (handle == singly).all(), "expected the same handle one at a time as in a batch, saw another: `next` must not depend on the batch"
+    if not (handle == singly).all():
+        raise AssertionError("expected the same handle one at a time as in a batch, saw another: `next` must not depend on the batch")
     opened = source.open(handle)
     _check_opened(t, opened)
     back = source.open(handle[::-1])
     for name, one, two in zip(opened._fields, opened, back, strict=True):
-        assert (np.asarray(one) == np.asarray(two)[::-1]).all(), f"expected `open` to be a pure function of the handle, saw another {name} in another order"
+        if not (np.asarray(one) == np.asarray(two)[::-1]).all():
+            raise AssertionError(f"expected `open` to be a pure function of the handle, saw another {name} in another order")
     _check_answers(source, handle, opened)
     for h in handle[:50].tolist():
         token = source.token(h)
-        assert isinstance(token, str), f"expected a token that is a string, saw {token!r}"
+        if not isinstance(token, str):
+            raise AssertionError(f"expected a token that is a string, saw {token!r}")
         again = source.handle(token)
-        assert source.token(again) == token, f"expected the token {token!r} to lead back to itself, saw {source.token(again)!r}"
+        if not (source.token(again) == token):
+            raise AssertionError(f"expected the token {token!r} to lead back to itself, saw {source.token(again)!r}")
         case = source.case(h)
-        assert isinstance(case, Case) and case.truth == t.base.conditions[int(source.open(np.array([h], np.uint64)).truth[0])].id, (
-            f"expected `case` to give the patient of handle {h} with its truth, saw {case!r}"
-        )
+        if not (isinstance(case, Case) and case.truth == t.base.conditions[int(source.open(np.array([h], np.uint64)).truth[0])].id):
+            raise AssertionError(f"expected `case` to give the patient of handle {h} with its truth, saw {case!r}")
     own = _tokens(source, number, seed)
     for other in others:
         shared = own & _tokens(other, number, seed)
-        assert not shared, f"expected splits {source.split!r} and {other.split!r} to share no case, saw {len(shared)} in both, such as {sorted(shared)[0]!r}"
+        if shared:
+            raise AssertionError(
+                f"expected splits {source.split!r} and {other.split!r} to share no case, "
+                f"saw {len(shared)} in both, such as {sorted(shared)[0]!r}"
+            )
 
 
 def _check_opened(t: Compiled, opened: Any) -> None:
     C, D = t.cell_weight.shape
-    assert (0 <= opened.cell).all() and (opened.cell < C).all(), f"expected cells in 0-{C - 1}, saw {opened.cell.min()} to {opened.cell.max()}"
-    assert (0 <= opened.truth).all() and (opened.truth < D).all(), f"expected conditions in 0-{D - 1}, saw {opened.truth.min()} to {opened.truth.max()}"
+    if not ((opened.cell >= 0).all() and (opened.cell < C).all()):
+        raise AssertionError(f"expected cells in 0-{C - 1}, saw {opened.cell.min()} to {opened.cell.max()}")
+    if not ((opened.truth >= 0).all() and (opened.truth < D).all()):
+        raise AssertionError(f"expected conditions in 0-{D - 1}, saw {opened.truth.min()} to {opened.truth.max()}")
     told = opened.opening[opened.opening != NO_OPENING]
-    assert (told >= 0).all() and (t.opening_of[told] >= 0).all(), (
-        f"expected openings that are binary findings without parent, saw findings {np.unique(told[(told < 0) | (t.opening_of[told] < 0)]).tolist()}"
-    )
+    wrong = told[(told < 0) | (t.opening_of[told] < 0)]
+    if wrong.size:
+        raise AssertionError(f"expected openings that are binary findings without parent, saw findings {np.unique(wrong).tolist()}")
     band = np.searchsorted(np.array(t.base.age_bands[1:]), opened.age, side="right")
     wrong = np.flatnonzero(band != opened.cell // 2 % len(t.base.age_bands))
-    assert not wrong.size, f"expected ages inside their cell's band, saw age {opened.age[wrong[0]] if wrong.size else None} in cell {opened.cell[wrong[0]] if wrong.size else None}"
+    if wrong.size:
+        raise AssertionError(f"expected ages inside their cell's band, saw age {opened.age[wrong[0]]} in cell {opened.cell[wrong[0]]}")
 
 
 def _check_answers(source: CaseSource, handle: NDArray[np.uint64], opened: Any) -> None:
@@ -225,26 +253,33 @@ def _check_answers(source: CaseSource, handle: NDArray[np.uint64], opened: Any) 
     rows = ask(np.arange(who.size))
     shuffled = ask(np.argsort(draw_array(np.full(who.size, seed_for("order"), np.uint64), np.arange(who.size))))
     wrong = np.flatnonzero(rows != shuffled)
-    assert not wrong.size, (
-        f"expected an answer to be a pure function of (case, finding), saw {wrong.size} answers change when the questions came in another order"
-    )
-    few = np.arange(min(who.size, 3 * Q))
-    for k in few.tolist():
-        one = int(source.rows(handle[who[k] : who[k] + 1], opened.truth[who[k] : who[k] + 1], opened.cell[who[k] : who[k] + 1], question[k : k + 1])[0])
-        fast = int(source.row(int(handle[who[k]]), int(opened.truth[who[k]]), int(opened.cell[who[k]]), int(question[k])))  # type: ignore[attr-defined]
-        assert rows[k] == one == fast, f"expected the same answer in a batch, alone and from `row`, saw rows {rows[k]}, {one} and {fast}"
+    if wrong.size:
+        raise AssertionError(
+            "expected an answer to be a pure function of (case, finding), "
+            f"saw {wrong.size} answers change when the questions came in another order"
+        )
+    for k in range(min(who.size, 3 * Q)):
+        i = slice(who[k], who[k] + 1)
+        one = int(source.rows(handle[i], opened.truth[i], opened.cell[i], question[k : k + 1])[0])
+        fast = source.row(int(handle[i][0]), int(opened.truth[i][0]), int(opened.cell[i][0]), int(question[k]))
+        if not (rows[k] == one == fast):
+            raise AssertionError(f"expected the same answer in a batch, alone and from `row`, saw rows {rows[k]}, {one} and {fast}")
     total = source.row_slot.size
-    assert len(source.log_likelihood) == len(source.children) == total, "expected log_likelihood, row_slot and children of one length"
-    assert (rows >= 0).all() and (rows < total).all(), f"expected rows in 0-{total - 1}, saw {rows.min()} to {rows.max()}"
+    if not (len(source.log_likelihood) == len(source.children) == total):
+        raise AssertionError("expected log_likelihood, row_slot and children of one length")
+    if not ((rows >= 0).all() and (rows < total).all()):
+        raise AssertionError(f"expected rows in 0-{total - 1}, saw {rows.min()} to {rows.max()}")
     own = rows < t.unknown_row
     first = t.row_of[opened.cell[who], question]
     wrong = np.flatnonzero(own & ((rows < first) | (rows >= first + t.num_values[question])))
-    assert not wrong.size, f"expected rows of the finding and the cell, saw row {rows[wrong[0]] if wrong.size else None} for finding {question[wrong[0]] if wrong.size else None}"
+    if wrong.size:
+        raise AssertionError(f"expected rows of the finding and the cell, saw row {rows[wrong[0]]} for finding {question[wrong[0]]}")
     for k in np.flatnonzero(rows > t.unknown_row).tolist():
         slots, q = source.more_slots.get(int(rows[k]), np.zeros(0, np.intp)), int(question[k])
-        assert slots.size and (slots >= t.slot_start[q]).all() and (slots < t.slot_start[q + 1]).all(), (
-            f"expected row {rows[k]} to set slots of finding {q} ({t.slot_start[q]}-{t.slot_start[q + 1] - 1}), saw {slots.tolist()}"
-        )
+        if not (slots.size and (slots >= t.slot_start[q]).all() and (slots < t.slot_start[q + 1]).all()):
+            raise AssertionError(
+                f"expected row {rows[k]} to set slots of finding {q} ({t.slot_start[q]}-{t.slot_start[q + 1] - 1}), saw {slots.tolist()}"
+            )
 
 
 # Rewards
@@ -265,54 +300,55 @@ def check_reward(reward: str | Mapping[str, Any] | RewardMix | Reward, tables: C
             _check_one_reward(name, part, t)
         total, components = mix.score(t)
         added = sum((np.where(np.isnan(v), 0.0, v) for v in components.values()), np.zeros(t.ended.size))
-        assert (np.abs(total - added) < 1e-9).all(), f"expected the components to sum to the reward, saw {total} against {added}"
+        if not (np.abs(total - added) < 1e-9).all():
+            raise AssertionError(f"expected the components to sum to the reward, saw {total} against {added}")
 
 
 def recorded_transitions(tables: Compiled, steps: int = 60, num: int = 24) -> list[Transition]:
     """Copies of the transitions of `num` random doctors over `steps` steps, resets among them."""
-    recorder = _Recorder(parse_mix("accuracy").terms)
-    engine = Engine(SampledCases(tables, ALL), recorder, num, 7)
+    engine = Engine(SampledCases(tables, ALL), parse_mix("accuracy"), num, 7)
     engine.seed([seed_for("recorded", i) for i in range(num)])
     engine.begin()
+    out: list[Transition] = []
     for turn in range(steps):
         if turn % 3 == 0:
             engine.submit(engine.belief / engine.belief.sum(1, keepdims=True))
-        engine.step(scripted_actions(engine.buffer[:, engine.mask_at : engine.spare], engine.stream, turn), engine.done.copy())
-    return recorder.seen
-
-
-class _Recorder(RewardMix):
-    @property
-    def seen(self) -> list[Transition]:
-        return self.__dict__.setdefault("_seen", [])
-
-    def score(self, t: Transition, flags: frozenset[str] | None = None) -> Any:
-        self.seen.append(copy.deepcopy(t))
-        return super().score(t, flags)
+        actions = scripted_actions(engine.buffer[:, engine.mask_at : engine.spare], engine.Q, engine.stream, turn)
+        out.append(copy.deepcopy(engine.step(actions, engine.done.copy()).transition))
+    return out
 
 
 def _check_one_reward(name: str, reward: Reward, t: Transition) -> None:
     n, before = t.ended.size, copy.deepcopy(t)
     value = np.asarray(reward(t))
-    assert value.dtype == np.float64 and value.shape == (n,), f"{name}: expected float64 [{n}], saw {value.dtype} {list(value.shape)}"
+    if not (value.dtype == np.float64 and value.shape == (n,)):
+        raise AssertionError(f"{name}: expected float64 [{n}], saw {value.dtype} {list(value.shape)}")
     for field in dataclasses.fields(t):
         where = difference(getattr(before, field.name), getattr(t, field.name), field.name)
-        assert not where, f"{name}: expected the transition to be left as it is, saw it changed ({where})"
+        if where:
+            raise AssertionError(f"{name}: expected the transition to be left as it is, saw it changed ({where})")
     where = difference(value, np.asarray(reward(t)))
-    assert not where, f"{name}: expected the same numbers for the same transition, saw others the second time ({where})"
+    if where:
+        raise AssertionError(f"{name}: expected the same numbers for the same transition, saw others the second time ({where})")
     when = getattr(t, reward.when)
     wrong = np.flatnonzero(~when & (value != 0))
-    assert not wrong.size, (
-        f"{name}: expected 0 where {reward.when!r} is off, saw {value[wrong[0]] if wrong.size else 0} "
-        f"(invalid {t.invalid[wrong[0]] if wrong.size else 0}): a repeated or refused question pays nothing"
-    )
+    if wrong.size:
+        raise AssertionError(
+            f"{name}: expected 0 where {reward.when!r} is off, saw {value[wrong[0]]} "
+            f"(invalid {t.invalid[wrong[0]]}): a repeated or refused question pays nothing"
+        )
     low, high = reward.bounds
     wrong = np.flatnonzero((value < low) | (value > high))
-    assert not wrong.size, f"{name}: expected values in [{low:g}, {high:g}], saw {value[wrong[0]] if wrong.size else 0}"
+    if wrong.size:
+        raise AssertionError(f"{name}: expected values in [{low:g}, {high:g}], saw {value[wrong[0]]}")
     for cut in (1, n // 3, n - 1):
         parts = np.concatenate([reward(_part(t, slice(None, cut))), reward(_part(t, slice(cut, None)))])
         where = difference(value, parts)
-        assert not where, f"{name}: expected the same numbers for a batch in two parts, saw others ({where}): a consultation's reward depends on it alone"
+        if where:
+            raise AssertionError(
+                f"{name}: expected the same numbers for a batch in two parts, saw others ({where}): "
+                "a consultation's reward depends on it alone"
+            )
 
 
 def _part(t: Transition, rows: slice) -> Transition:
@@ -358,9 +394,12 @@ def check_seeds(env_id: str, **arguments: Any) -> None:
     one, two = (_episodes(gym.make(env_id, **arguments), 5, 60) for _ in range(2))
     other = _episodes(gym.make(env_id, **arguments), 6, 60)
     where = difference(one, two, "step")
-    assert not where, f"{env_id}: expected two instances with one seed to be equal, saw a difference at {where}"
-    assert difference(one, other), f"{env_id}: expected another seed to give other consultations, saw the same: the seed is ignored"
-    assert random.getstate() == state and not difference(np.random.get_state(), legacy), f"{env_id}: expected global random states to be left alone, saw them moved"
+    if where:
+        raise AssertionError(f"{env_id}: expected two instances with one seed to be equal, saw a difference at {where}")
+    if not difference(one, other):
+        raise AssertionError(f"{env_id}: expected another seed to give other consultations, saw the same: the seed is ignored")
+    if not (random.getstate() == state and not difference(np.random.get_state(), legacy)):
+        raise AssertionError(f"{env_id}: expected global random states to be left alone, saw them moved")
 
 
 def check_pickling(env_id: str, **arguments: Any) -> None:
@@ -368,7 +407,8 @@ def check_pickling(env_id: str, **arguments: Any) -> None:
     env = gym.make(env_id, **arguments)
     copied = gym.make(pickle.loads(pickle.dumps(env.spec)))
     where = difference(_episodes(env, 5, 20), _episodes(copied, 5, 20), "step")
-    assert not where, f"{env_id}: expected a pickled spec to make an equal environment, saw a difference at {where}"
+    if where:
+        raise AssertionError(f"{env_id}: expected a pickled spec to make an equal environment, saw a difference at {where}")
 
 
 def check_episode(env_id: str, **arguments: Any) -> None:
@@ -379,29 +419,39 @@ def check_episode(env_id: str, **arguments: Any) -> None:
     for turn in range(120):
         mask = np.asarray(seen["action_mask"])
         where = difference(mask.astype(bool), env.get_wrapper_attr("action_masks")())
-        assert not where, f"{env_id}: expected action_masks() to equal the observation's mask, saw {where}"
-        assert mask[Q:].all(), f"{env_id}: expected diagnosing and referring to be open always, saw {mask[Q:]}"
-        assert not mask[:Q][np.asarray(seen["asked"]) == 1].any(), f"{env_id}: expected questions that were asked to be masked, saw one open"
-        assert float(seen["turns_left"][0]) > 1 or not mask[:Q].any(), f"{env_id}: expected only diagnosing and referring on the last turn, saw a question open"
-        action = int(scripted_actions(mask[None], _keys(1), turn)[0])
+        if where:
+            raise AssertionError(f"{env_id}: expected action_masks() to equal the observation's mask, saw {where}")
+        if not mask[Q:].all():
+            raise AssertionError(f"{env_id}: expected diagnosing and referring to be open always, saw {mask[Q:]}")
+        if mask[:Q][np.asarray(seen["asked"]) == 1].any():
+            raise AssertionError(f"{env_id}: expected questions that were asked to be masked, saw one open")
+        if not (float(seen["turns_left"][0]) > 1 or not mask[:Q].any()):
+            raise AssertionError(f"{env_id}: expected only diagnosing and referring on the last turn, saw a question open")
+        action = _act(env, seen, turn)
         seen, reward, terminated, truncated, info = env.step(action)
         parts = {k: v for k, v in info["components"].items() if v is not None}
         hidden = len(parts) < len(info["components"])
-        assert hidden or abs(sum(parts.values()) - reward) < 1e-9, f"{env_id}: expected components to sum to the reward {reward}, saw {info['components']}"
-        assert not terminated or not hidden or not info["scored"], f"{env_id}: expected every component at the end, saw {info['components']}"
+        if not (hidden or abs(sum(parts.values()) - reward) < 1e-9):
+            raise AssertionError(f"{env_id}: expected components to sum to the reward {reward}, saw {info['components']}")
+        if terminated and hidden and info["scored"]:
+            raise AssertionError(f"{env_id}: expected every component at the end, saw {info['components']}")
         early = {"truth", "case_id", "belief"} & set(info)
-        assert terminated or not early, f"{env_id}: expected {sorted(early)} at the end only, saw them before"
+        if not (terminated or not early):
+            raise AssertionError(f"{env_id}: expected {sorted(early)} at the end only, saw them before")
         if terminated or truncated:
-            assert not terminated or "truth" in info, f"{env_id}: expected the truth at the end, saw {sorted(info)}"
+            if terminated and "truth" not in info:
+                raise AssertionError(f"{env_id}: expected the truth at the end, saw {sorted(info)}")
             seen, _ = env.reset()
 
 
-def check_batch(env_id: str, mode: str | AutoresetMode = AutoresetMode.NEXT_STEP, num: int = 5, steps: int = 60, seed: int = 3, **arguments: Any) -> None:
+def check_batch(
+    env_id: str, mode: str | AutoresetMode = AutoresetMode.NEXT_STEP, num: int = 5, steps: int = 60, seed: int = 3, **arguments: Any
+) -> None:
     """A batch of `num` equals as many scalar environments, seeds `seed` + i, bit for bit, under an autoreset mode."""
     mode = AutoresetMode(mode)
-    batch = gym.make_vec(env_id, num_envs=num, vectorization_mode="vector_entry_point", vector_kwargs={"autoreset_mode": mode}, **arguments)
+    batch: Any = _vector(env_id, num, mode, arguments)
     singles = [gym.make(env_id, **arguments).unwrapped for _ in range(num)]
-    keys = _keys(num)
+    keys = _keys(num, seed)
     seen, _ = batch.reset(seed=seed)
     own = [env.reset(seed=seed + i)[0] for i, env in enumerate(singles)]
     ended = np.zeros(num, bool)
@@ -412,12 +462,12 @@ def check_batch(env_id: str, mode: str | AutoresetMode = AutoresetMode.NEXT_STEP
         if mode == AutoresetMode.DISABLED and ended.any():
             seen, _ = batch.reset(options={"reset_mask": ended})
             own = [env.reset()[0] if ended[i] else own[i] for i, env in enumerate(singles)]
-            for i in np.flatnonzero(ended):
-                _equal(name, turn, int(i), _row(seen, i), own[i], "observation after a reset")
+            for i in np.flatnonzero(ended).tolist():
+                _equal(name, turn, i, _row(seen, i), own[i], "observation after a reset")
             ended = np.zeros(num, bool)
-        actions = scripted_actions(np.asarray(seen["action_mask"]), keys, turn)
+        actions = scripted_actions(np.asarray(seen["action_mask"]), batch.num_questions, keys, turn)
         seen, reward, terminated, truncated, info = batch.step(actions)
-        replies = batch.get_wrapper_attr("replies")() if hasattr(batch, "get_wrapper_attr") else batch.replies()  # type: ignore[attr-defined]
+        replies = batch.replies()
         final, body = info.get("final_obs"), info.get("final_info", info)
         for i, env in enumerate(singles):
             if ended[i] and mode == AutoresetMode.NEXT_STEP:
@@ -438,17 +488,22 @@ def check_batch(env_id: str, mode: str | AutoresetMode = AutoresetMode.NEXT_STEP
 
 def check_split_batch(env_id: str, num: int = 6, cut: int = 2, steps: int = 40, **arguments: Any) -> None:
     """A batch in two parts equals the whole."""
-    whole, left, right = (gym.make_vec(env_id, num_envs=n, vectorization_mode="vector_entry_point", **arguments) for n in (num, cut, num - cut))
+    whole, left, right = (_vector(env_id, n, AutoresetMode.NEXT_STEP, arguments) for n in (num, cut, num - cut))
     keys = _keys(num)
     seen, parts = whole.reset(seed=9)[0], [left.reset(seed=9)[0], right.reset(seed=9 + cut)[0]]
     for turn in range(steps):
-        actions = scripted_actions(np.asarray(seen["action_mask"]), keys, turn)
+        actions = scripted_actions(np.asarray(seen["action_mask"]), whole.num_questions, keys, turn)
         seen, reward, terminated, *_ = whole.step(actions)
         halves = [left.step(actions[:cut]), right.step(actions[cut:])]
         parts = [h[0] for h in halves]
         joined = {k: np.concatenate([p[k] for p in parts]) for k in seen}
-        where = difference(seen, joined) or difference(reward, np.concatenate([h[1] for h in halves])) or difference(terminated, np.concatenate([h[2] for h in halves]))
-        assert not where, f"{env_id}: expected a batch in two parts to equal the whole, saw a difference at step {turn}: {where}"
+        where = (
+            difference(seen, joined)
+            or difference(reward, np.concatenate([h[1] for h in halves]))
+            or difference(terminated, np.concatenate([h[2] for h in halves]))
+        )
+        if where:
+            raise AssertionError(f"{env_id}: expected a batch in two parts to equal the whole, saw a difference at step {turn}: {where}")
 
 
 def check_snapshot(env_id: str, **arguments: Any) -> None:
@@ -456,7 +511,7 @@ def check_snapshot(env_id: str, **arguments: Any) -> None:
     env, fresh = gym.make(env_id, **arguments).unwrapped, gym.make(env_id, **arguments).unwrapped
     seen, _ = env.reset(seed=21)
     for turn in range(3):
-        seen, _, end, *_ = env.step(int(scripted_actions(np.asarray(seen["action_mask"])[None], _keys(1), turn, closing=False)[0]))
+        seen, _, end, *_ = env.step(_act(env, seen, turn, closing=False))
         if end:
             seen, _ = env.reset()
     state = env.snapshot()  # type: ignore[attr-defined]
@@ -464,11 +519,13 @@ def check_snapshot(env_id: str, **arguments: Any) -> None:
     for one in (env, fresh):
         restored = one.restore(pickle.loads(pickle.dumps(state)))  # type: ignore[attr-defined]
         where = difference(seen, restored)
-        assert not where, f"{env_id}: expected the snapshot's observation after restore, saw another at {where}"
+        if where:
+            raise AssertionError(f"{env_id}: expected the snapshot's observation after restore, saw another at {where}")
         runs.append(_continue(one, restored))
     for kind, run in zip(("the same", "a fresh"), runs[1:], strict=True):
         where = difference(runs[0], run, "step")
-        assert not where, f"{env_id}: expected {kind} environment to go on exactly from a snapshot, saw a difference at {where}"
+        if where:
+            raise AssertionError(f"{env_id}: expected {kind} environment to go on exactly from a snapshot, saw a difference at {where}")
 
 
 def check_equal_histories(env_id: str, patients: int = 4, **arguments: Any) -> None:
@@ -487,7 +544,8 @@ def check_equal_histories(env_id: str, patients: int = 4, **arguments: Any) -> N
         for q in asked:
             turns = [env.step(q) for env in envs]
             _check_looks(env_id, envs, [(t[0], t[4]) for t in turns], f"after question {q}")
-            assert [t[2] for t in turns] == [False, False], f"{env_id}: expected both consultations to go on, saw {[t[2] for t in turns]}"
+            if not ([t[2] for t in turns] == [False, False]):
+                raise AssertionError(f"{env_id}: expected both consultations to go on, saw {[t[2] for t in turns]}")
 
 
 def _one_history(env: gym.Env, seed: int, arguments: Mapping[str, Any]) -> tuple[Case, list[int]]:
@@ -516,17 +574,24 @@ def _twin(base: KnowledgeBase, case: Case, asked: Sequence[int], seed: int) -> C
 
 
 def _check_looks(env_id: str, envs: Sequence[gym.Env], seen: Sequence[tuple[Any, Any]], when: str) -> None:
-    where = difference(seen[0][0], seen[1][0], "observation") or difference(seen[0][1], seen[1][1], "info")
-    where = where or difference(*(env.get_wrapper_attr("action_masks")() for env in envs), "mask") or difference(*(env.render() for env in envs), "rendering")
+    looks = [
+        {"observation": shown, "info": info, "mask": env.get_wrapper_attr("action_masks")(), "rendering": env.render()}
+        for env, (shown, info) in zip(envs, seen, strict=True)
+    ]
+    where = difference(looks[0], looks[1])
     if not where:
         dreams = [env.get_wrapper_attr("imagine")(3, 17) for env in envs]
         for turn in range(3):
-            actions = [scripted_actions(d.action_masks(), _keys(3), turn, closing=False) for d in dreams]
+            actions = [scripted_actions(d.action_masks(), d.num_questions, _keys(3), turn, closing=False) for d in dreams]
             steps = [d.step(a)[:3] for d, a in zip(dreams, actions, strict=True)]
             where = where or difference(steps[0], steps[1], "imagined")
             if steps[0][2].any():
                 break
-    assert not where, f"{env_id}: expected two cases with equal histories to look equal {when}, saw a difference in {where}: it must come from the hidden case"
+    if where:
+        raise AssertionError(
+            f"{env_id}: expected two cases with equal histories to look equal {when}, saw a difference in {where}: "
+            "it comes from the hidden case"
+        )
 
 
 def _episodes(env: gym.Env, seed: int, steps: int) -> list[Any]:
@@ -536,7 +601,7 @@ def _episodes(env: gym.Env, seed: int, steps: int) -> list[Any]:
     out: list[Any] = [(seen, info)]
     for turn in range(steps):
         if isinstance(env.action_space, gym.spaces.Discrete):
-            action: Any = int(scripted_actions(np.asarray(seen["action_mask"])[None], _keys(1), turn)[0])
+            action: Any = _act(env, seen, turn)
         else:
             action = env.action_space.sample()
         turned = env.step(action)
@@ -551,7 +616,7 @@ def _episodes(env: gym.Env, seed: int, steps: int) -> list[Any]:
 def _continue(env: gym.Env, seen: Any, steps: int = 25) -> list[Any]:
     out: list[Any] = []
     for turn in range(steps):
-        turned = env.step(int(scripted_actions(np.asarray(seen["action_mask"])[None], _keys(1) + np.uint64(1), turn)[0]))
+        turned = env.step(_act(env, seen, 1000 + turn))
         out.append(turned)
         seen = turned[0]
         if turned[2]:
@@ -566,7 +631,10 @@ _INFO = ("reply", "components", "scored", "no_condition_fits", "truth", "case_id
 def _info(batch: Any, info: Mapping[str, Any], i: int, reply: str) -> dict[str, Any]:
     """A batch's info for consultation i, as the scalar environment spells it."""
     parts = info["components"]
-    out: dict[str, Any] = {"reply": reply, "components": {k: float(v[i]) if parts[f"_{k}"][i] else None for k, v in parts.items() if not k.startswith("_")}}
+    out: dict[str, Any] = {
+        "reply": reply,
+        "components": {k: float(v[i]) if parts[f"_{k}"][i] else None for k, v in parts.items() if not k.startswith("_")},
+    }
     out["scored"] = bool(info["scored"][i])
     out["no_condition_fits"] = bool(info["no_condition_fits"][i]) if "no_condition_fits" in info else False
     if "_truth" in info and info["_truth"][i]:
@@ -584,7 +652,11 @@ def _row(seen: Any, i: int) -> dict[str, Any]:
 
 def _equal(env_id: str, turn: int, i: int, batch: Any, single: Any, what: str) -> None:
     where = difference(batch, single, what)
-    assert not where, f"{env_id}: expected consultation {i} of a batch to equal the scalar environment bit for bit, saw a difference at step {turn}: {where}"
+    if where:
+        raise AssertionError(
+            f"{env_id}: expected consultation {i} of a batch to equal the scalar environment bit for bit, "
+            f"saw a difference at step {turn}: {where}"
+        )
 
 
 # Doctors
@@ -593,7 +665,14 @@ def _equal(env_id: str, turn: int, i: int, batch: Any, single: Any, what: str) -
 def check_doctor(doctor: Doctor, tables: Compiled, num: int = 24, max_turns: int = 8) -> None:
     """A doctor chooses valid actions, the same in any batch and order, changes no observation, and gives probabilities or nothing."""
     env = ConsultVectorEnv(
-        num, "Disabled", knowledge=tables.base, noise=tables.noise, difficulty=tables.difficulty, setting=tables.setting, max_turns=max_turns, split=ALL
+        num,
+        "Disabled",
+        knowledge=tables.base,
+        noise=tables.noise,
+        difficulty=tables.difficulty,
+        setting=tables.setting,
+        max_turns=max_turns,
+        split=ALL,
     )
     seen, _ = env.reset(seed=31)
     done = np.zeros(num, bool)
@@ -602,30 +681,47 @@ def check_doctor(doctor: Doctor, tables: Compiled, num: int = 24, max_turns: int
         before = copy.deepcopy(seen)
         action, differential = doctor.act(seen)
         where = difference(before, seen)
-        assert not where, f"{doctor.name}: expected the observation to be left as it is, saw it changed at {where}"
+        if where:
+            raise AssertionError(f"{doctor.name}: expected the observation to be left as it is, saw it changed at {where}")
         action = np.asarray(action)
-        assert action.shape == (num,) and np.issubdtype(action.dtype, np.integer), f"{doctor.name}: expected {num} integers, saw {action.dtype} {list(action.shape)}"
+        if not (action.shape == (num,) and np.issubdtype(action.dtype, np.integer)):
+            raise AssertionError(f"{doctor.name}: expected {num} integers, saw {action.dtype} {list(action.shape)}")
         _check_differential(doctor.name, differential, num, tables.num_conditions)
         inside = (action >= 0) & (action < env.engine.A)
         wrong = np.flatnonzero(~inside | (np.asarray(seen["action_mask"])[np.arange(num), np.where(inside, action, 0)] != 1))
-        assert not wrong.size, f"{doctor.name}: expected valid actions, saw {action[wrong].tolist()} on turn {turn}, which the mask forbids"
+        if wrong.size:
+            raise AssertionError(
+                f"{doctor.name}: expected valid actions, saw {action[wrong].tolist()} on turn {turn}, which the mask forbids"
+            )
         again = np.asarray(doctor.act({k: v[order] for k, v in seen.items()})[0])
-        assert (again == action[order]).all(), f"{doctor.name}: expected the same decisions in another order, saw {int((again != action[order]).sum())} others on turn {turn}"
+        if not (again == action[order]).all():
+            raise AssertionError(
+                f"{doctor.name}: expected the same decisions in another order, "
+                f"saw {int((again != action[order]).sum())} others on turn {turn}"
+            )
         alone = np.array([int(doctor.act({k: v[i : i + 1] for k, v in seen.items()})[0][0]) for i in range(num)])
-        assert (alone == action).all(), f"{doctor.name}: expected the same decisions one by one, saw {int((alone != action).sum())} others on turn {turn}"
+        if not (alone == action).all():
+            raise AssertionError(
+                f"{doctor.name}: expected the same decisions one by one, saw {int((alone != action).sum())} others on turn {turn}"
+            )
         seen, _, ended, _, _ = env.step(action)
         done |= ended
         if ended.any():
             seen, _ = env.reset(options={"reset_mask": ended})
-    assert done.all(), f"{doctor.name}: expected every consultation to end within {max_turns} turns, saw {int((~done).sum())} that did not"
+    if not done.all():
+        raise AssertionError(
+            f"{doctor.name}: expected every consultation to end within {max_turns} turns, saw {int((~done).sum())} that did not"
+        )
 
 
 def _check_differential(name: str, given: Any, num: int, D: int) -> None:
     if given is None:
         return
     p = np.asarray(given)
-    assert p.shape == (num, D), f"{name}: expected a differential [{num}, {D}] or None, saw {list(p.shape)}"
-    assert np.isfinite(p).all() and (p >= 0).all() and (np.abs(p.sum(1) - 1) < 1e-3).all(), f"{name}: expected probabilities that sum to 1, saw sums {p.sum(1)[:3]}"
+    if not (p.shape == (num, D)):
+        raise AssertionError(f"{name}: expected a differential [{num}, {D}] or None, saw {list(p.shape)}")
+    if not (np.isfinite(p).all() and (p >= 0).all() and (np.abs(p.sum(1) - 1) < 1e-3).all()):
+        raise AssertionError(f"{name}: expected probabilities that sum to 1, saw sums {p.sum(1)[:3]}")
 
 
 # Shared
@@ -646,25 +742,32 @@ def difference(a: Any, b: Any, where: str = "") -> str:
         if x.shape != y.shape or x.dtype != y.dtype:
             return f"{where}: {x.dtype} {list(x.shape)} against {y.dtype} {list(y.shape)}"
         same = (x == y) | ((x != x) & (y != y))
-        return "" if np.all(same) else f"{where}: {x[~same].flat[0]!r} against {y[~same].flat[0]!r}, {int((~same).sum())} of {x.size} entries"
+        return (
+            "" if np.all(same) else f"{where}: {x[~same].flat[0]!r} against {y[~same].flat[0]!r}, {int((~same).sum())} of {x.size} entries"
+        )
     return "" if a == b or (a != a and b != b) else f"{where}: {a!r} against {b!r}"
 
 
-def scripted_actions(mask: NDArray, keys: NDArray[np.uint64], turn: int, closing: bool = True) -> NDArray[np.int64]:
-    """Actions int64 [N] for masks [N, A]: mostly open questions, sometimes any open action, sometimes one that may be masked.
+def scripted_actions(mask: NDArray, questions: int, keys: NDArray[np.uint64], turn: int, closing: bool = True) -> NDArray[np.int64]:
+    """Actions int64 [N] for masks [N, A] whose first `questions` columns ask: mostly open questions, sometimes another open
+    action, sometimes one that may be masked. A hash of (key, turn) for each row.
 
-    A hash of (key, turn) for each row. With `closing` False a consultation is closed only where nothing else is open, and nothing is invalid.
+    With `closing` False nothing is invalid, and a consultation is closed only where no question is open.
     """
     open_ = np.asarray(mask) == 1
-    first_closing = open_.shape[1] - int(np.argmin(open_[0, ::-1])) if not open_[0].all() else open_.shape[1]
-    kind = draw_array(keys, 1000 + 2 * turn) >> np.uint64(60)  # 0 to 15
-    question = open_.copy()
-    question[:, min(first_closing, open_.shape[1] - 1) :] = False
-    question = np.where(question.any(1, keepdims=True), question, open_)
-    if not closing:
-        return _pick(question, keys, 1001 + 2 * turn, 0)
-    chosen = np.where((kind < 12)[:, None], question, np.where((kind < 14)[:, None], open_, True))
-    return _pick(chosen, keys, 1001 + 2 * turn, 0)
+    ask = open_.copy()
+    ask[:, questions:] = False
+    ask = np.where(ask.any(1, keepdims=True), ask, open_)
+    kind = (draw_array(keys, 1000 + 2 * turn) >> np.uint64(60))[:, None]  # 0 to 15
+    return _pick(np.where(kind < 12, ask, np.where(kind < 14, open_, True)) if closing else ask, keys, 1001 + 2 * turn, 0)
+
+
+def _vector(env_id: str, num: int, mode: AutoresetMode, arguments: Mapping[str, Any]) -> Any:
+    return gym.make_vec(env_id, num, "vector_entry_point", autoreset_mode=mode, **arguments)
+
+
+def _act(env: gym.Env, seen: Mapping[str, Any], turn: int, closing: bool = True) -> int:
+    return int(scripted_actions(np.asarray(seen["action_mask"])[None], env.get_wrapper_attr("num_questions"), _keys(1), turn, closing)[0])
 
 
 def _pick(allowed: NDArray[np.bool_], keys: NDArray[np.uint64], counter: int, nothing_open: int) -> NDArray[np.int64]:
@@ -675,8 +778,8 @@ def _pick(allowed: NDArray[np.bool_], keys: NDArray[np.uint64], counter: int, no
     return np.where(count > 0, found, nothing_open)
 
 
-def _keys(num: int) -> NDArray[np.uint64]:
-    return np.array([seed_for("check", i) for i in range(num)], np.uint64)
+def _keys(num: int, seed: int = 0) -> NDArray[np.uint64]:
+    return np.array([seed_for(seed, "check", i) for i in range(num)], np.uint64)
 
 
 def _handles(source: CaseSource, number: int, seed: int, first: int = 0) -> NDArray[np.uint64]:

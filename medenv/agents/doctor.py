@@ -41,7 +41,7 @@ def make_doctor(name: str, tables: Compiled, seed: int = 0) -> Doctor:
     """The doctor that `name` names, for one compiled base; UnknownName proposes the closest."""
     kind, _, rest = name.partition(":")
     if kind == "ppo" and rest:
-        from medenv.agents.ppo import load_doctor
+        from medenv.agents.policy import load_doctor
 
         return load_doctor(rest, tables)
     if not rest and kind in BUILT_IN:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import log_softmax
+from torch.nn.functional import log_softmax, logsigmoid
 
 import medenv
 from medenv.belief.posterior import observed_scores, posterior
@@ -51,11 +51,11 @@ class Architecture:
 
 
 class Heads(NamedTuple):
-    """Logits and value of N states. `question` is masked; `gate` is the logit of stopping."""
+    """What the network says of N states; probabilities are logarithms."""
 
-    gate: Tensor  # [N]
-    question: Tensor  # [N, Q]
-    diagnosis: Tensor  # [N, D]
+    gate: Tensor  # [N] logit of stopping
+    question: Tensor  # [N, Q] log P(question | ask), masked
+    diagnosis: Tensor  # [N, D] log P(diagnosis | stop)
     value: Tensor  # [N]
 
 
@@ -83,6 +83,7 @@ class Policy(nn.Module):
             self.gate.bias.fill_(a.gate_start)
 
     def forward(self, belief: Tensor, context: Tensor, open_: Tensor) -> Heads:
+        """Logits and values; see the class."""
         log_belief = belief.clamp_min(FLOOR).log_()
         top = belief.amax(1, keepdim=True)
         entropy = -(belief * log_belief).sum(1, keepdim=True)
@@ -92,7 +93,7 @@ class Policy(nn.Module):
         gate = torch.where(open_.any(1), self.gate(h).squeeze(1), FORCED)
         diagnosis = self.sharpness * log_belief + self.diagnosis(h)
         value = self.likeliest * top.squeeze(1) + self.value(torch.relu(self.critic(x))).squeeze(1)
-        return Heads(gate, question, diagnosis, value)
+        return Heads(gate, log_softmax(question, 1), log_softmax(diagnosis, 1), value)
 
 
 class Tracker(nn.Module):
@@ -110,17 +111,11 @@ class Tracker(nn.Module):
         self.cell = nn.Parameter(torch.zeros(cells, a.num_conditions))
 
     def forward(self, evidence: Tensor, complaint: Tensor, demographics: Tensor) -> Tensor:
+        """Log-probabilities; see the class."""
         channels = torch.cat([evidence == 1, evidence == 0], 1).to(torch.float32)
         decade = (demographics[:, 0] / 10).long().clamp(0, DECADES - 1)
         cell = (demographics[:, 2].long() * DECADES + decade) * 2 + demographics[:, 1].long()
         return log_softmax(channels @ self.evidence + self.complaint[complaint] + self.cell[cell], 1)
-
-
-def architecture_of(tables: Compiled, max_turns: int, observe_belief: bool, hidden: int, gate_start: float, sharpness_start: float) -> Architecture:
-    """The architecture that fits an environment over these tables."""
-    return Architecture(
-        tables.num_slots, tables.num_questions, tables.num_conditions, len(tables.base.settings), max_turns, observe_belief, hidden, gate_start, sharpness_start
-    )  # fmt: skip
 
 
 def context(observation: Mapping[str, NDArray], architecture: Architecture) -> NDArray[np.float32]:
@@ -157,6 +152,31 @@ def decide(heads: Heads) -> NDArray[np.int64]:
     """Greedy actions [N]: stop where P(stop) > 1/2, with the likeliest diagnosis, else ask the likeliest question."""
     Q = heads.question.shape[1]
     return torch.where(heads.gate > 0, Q + heads.diagnosis.argmax(1), heads.question.argmax(1)).numpy()
+
+
+def sample(heads: Heads, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Actions int64 [N] drawn from the factored policy, and their log-probabilities."""
+    n, Q = heads.question.shape
+    u = torch.rand((2, n), generator=generator)
+    stop = u[0] < torch.sigmoid(heads.gate)
+    action = torch.where(stop, Q + _draw(heads.diagnosis, u[1]), _draw(heads.question, u[1]))
+    return action, log_probability_of(heads, action)
+
+
+def log_probability_of(heads: Heads, action: Tensor) -> Tensor:
+    """log P(action) [N] = log P(stop) + log P(d | stop), or log P(ask) + log P(q | ask)."""
+    Q, D = heads.question.shape[1], heads.diagnosis.shape[1]
+    stop = action >= Q
+    question = heads.question.gather(1, action.clamp(max=Q - 1)[:, None]).squeeze(1)
+    diagnosis = heads.diagnosis.gather(1, (action - Q).clamp(0, D - 1)[:, None]).squeeze(1)
+    return torch.where(stop, logsigmoid(heads.gate) + diagnosis, logsigmoid(-heads.gate) + question)
+
+
+def entropy_of(heads: Heads) -> Tensor:
+    """Entropy [N] of the whole policy in nats: H(gate) + P(ask) H(question) + P(stop) H(diagnosis)."""
+    stop = torch.sigmoid(heads.gate)
+    gate = -(stop * logsigmoid(heads.gate) + (1 - stop) * logsigmoid(-heads.gate))
+    return gate + (1 - stop) * _entropy(heads.question) + stop * _entropy(heads.diagnosis)
 
 
 class PolicyDoctor:
@@ -207,14 +227,16 @@ def load_doctor(run_dir: str | Path, tables: Compiled) -> PolicyDoctor:
         about = json.loads((where / "policy.json").read_text())
         weights = torch.load(where / "weights.pt", map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise RunError(f"{run_dir}: no trained policy here ({Path(error.filename).name} is missing): give the directory that training wrote") from None
+        missing = Path(error.filename).name
+        raise RunError(f"{run_dir}: no trained policy here ({missing} is missing): give the directory that training wrote") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RunError(f"{where / 'policy.json'} is not JSON ({error}): the directory is damaged, train again") from None
     if about.get("format") != FORMAT:
-        raise RunError(f"{where}: policy format {about.get('format')!r}, this version of medenv reads {FORMAT}: train again, or use medenv {about.get('version')}")
+        found = f"{about.get('format')!r}, written by medenv {about.get('version')}"
+        raise RunError(f"{where}: policy format {found}; medenv {medenv.__version__} reads format {FORMAT}: use that version")
     if about["fingerprint"] != tables.base.fingerprint:
-        seen = f"{tables.base.id} ({tables.base.fingerprint})"
-        raise RunError(f"{where}: trained on base {about['base']} ({about['fingerprint']}), but this environment has {seen}: use the same base")
+        trained, seen = f"{about['base']} ({about['fingerprint']})", f"{tables.base.id} ({tables.base.fingerprint})"
+        raise RunError(f"{where}: trained on base {trained}, but this environment has {seen}: use the same base")
     architecture = Architecture(**about["architecture"])
     policy = Policy(architecture)
     tracker = None if architecture.observe_belief else Tracker(architecture)
@@ -226,8 +248,20 @@ def load_doctor(run_dir: str | Path, tables: Compiled) -> PolicyDoctor:
 
 def _linear(inputs: int, outputs: int, gain: float, generator: torch.Generator | None) -> nn.Linear:
     """A layer with its own source of chance: torch's global one is not touched."""
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         layer.weight.normal_(0.0, gain * inputs**-0.5, generator=generator or torch.Generator())
         layer.bias.zero_()
     return layer
+
+
+def _draw(log_p: Tensor, u: Tensor) -> Tensor:
+    """Categories [N] by inversion of uniform numbers [N]; a masked category is never drawn."""
+    total = log_p.exp().cumsum(1)
+    last = total[:, -1]
+    below = torch.minimum(u * last, torch.nextafter(last, torch.zeros_like(last)))  # rounded up to `last`, it would pass every category
+    return torch.searchsorted(total, below[:, None], right=True).squeeze(1)
+
+
+def _entropy(log_p: Tensor) -> Tensor:
+    return -(log_p.exp() * log_p).sum(1)

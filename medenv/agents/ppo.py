@@ -1,11 +1,12 @@
 """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) for `MedConsult-v0`, on one batch of consultations.
 
-Reads top to bottom: settings, glossary of what is logged, the learner (collect, learn, validate), the three formulas (advantages,
-log-probability, entropy), behaviour cloning of `greedy`.
+Reads top to bottom: settings, the learner (update, collect, learn, validate, imitate), advantages.
 
 Two things are for training only, and settings: `expected_accuracy` pays belief[diagnosis] in place of 0 or 1 (the same mean, less
-noise), and `gain_bonus` adds information gain that fades to 0. Reported returns are always the environment's own mix.
-Patients: each stream's seed is hashed from the run's seed, training uses split train and validation uses split validation; test is never touched.
+noise), and `gain_bonus` adds information gain that fades to 0. Reported returns are always the environment's own mix. Patients: seeds
+are hashed from the run's own; training uses the split train, validation the split validation, and test is never touched.
+
+What is logged is explained in `medenv.runs.training.GLOSSARY`.
 
 Does not cover: run directories, checkpoints and time budgets (`medenv.runs.training`), recurrent policies, several machines (RLlib).
 """
@@ -22,11 +23,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, log_softmax, logsigmoid, nll_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, nll_loss
 
 import medenv  # noqa: F401  (registers the environments)
 from medenv.agents.greedy import Greedy
-from medenv.agents.policy import Heads, Policy, Tracker, architecture_of, believe, context, decide, open_questions, tracked
+from medenv.agents.policy import (
+    Architecture,
+    Heads,
+    Policy,
+    Tracker,
+    believe,
+    context,
+    decide,
+    entropy_of,
+    log_probability_of,
+    open_questions,
+    sample,
+    tracked,
+)  # fmt: skip
 from medenv.envs.setup import Setup
 from medenv.envs.vector import ConsultVectorEnv
 from medenv.errors import RunError, unknown
@@ -43,8 +57,8 @@ class PPOSettings:
     steps: int | None = None  # budget in environment steps; the first budget to run out ends the run
     num_envs: int = 1024  # consultations side by side
     rollout: int = 16  # turns of each between two updates
-    learning_rate: float = 3e-3  # Adam's at the start; it falls linearly to `learning_rate_end` of it
-    learning_rate_end: float = 0.03
+    learning_rate: float = 3e-3  # Adam's at the start; it falls linearly
+    learning_rate_end: float = 0.03  # share of it that is left at the end of the budget
     minibatch: int = 1024  # transitions per gradient step
     epochs: int = 2  # passes over each rollout
     gamma: float = 1.0  # discount; consultations are short and end by themselves
@@ -52,11 +66,11 @@ class PPOSettings:
     clip: float = 0.2  # of the probability ratio
     value_coefficient: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # gradients are scaled down to it
-    entropy: float = 0.03  # bonus at the start; it falls linearly to `entropy_end` of it
-    entropy_end: float = 0.1
+    entropy: float = 0.03  # weight of the entropy bonus at the start; it falls linearly
+    entropy_end: float = 0.1  # share of it that is left at the end
     expected_accuracy: bool = True  # train on belief[diagnosis] instead of 0 or 1
-    gain_bonus: float = 0.2  # training reward per nat gained at the start, 0 after `gain_bonus_until`
-    gain_bonus_until: float = 0.4
+    gain_bonus: float = 0.2  # training reward per nat gained at the start; it falls linearly to 0
+    gain_bonus_until: float = 0.4  # share of the budget
     gate_start: float = -4.0  # logit of stopping at the start: ask first
     sharpness_start: float = 3.0  # alpha of alpha·log belief at the start
     hidden: int = 128  # width of the two hidden layers (policy, value)
@@ -68,34 +82,6 @@ class PPOSettings:
     checkpoint_every: int = 20  # updates between checkpoints
     tensorboard: bool = False  # write event files
     wandb: str = "off"  # off, offline or online
-
-
-GLOSSARY: dict[str, tuple[str, str, str]] = {  # key: (formula or meaning, healthy, what a bad value means)
-    "update": ("rollouts learned from so far", "rises by one", "a gap: lines were lost"),
-    "steps": ("environment steps so far", "num_envs · rollout more each update", "-"),
-    "seconds": ("time spent so far, validation and earlier parts of a resumed run included", "-", "-"),
-    "steps_per_second": ("steps of this update / its time, learning included", "steady", "falling: the machine is shared, or too many threads"),
-    "return": ("mean return of the consultations that ended in the rollout, the environment's own mix", "rises", "flat from the start: raise entropy or gain_bonus"),
-    "accuracy": ("their share of right diagnoses", "rises with return", "high while return falls: too many questions for their price"),
-    "questions": ("their mean number of questions", "falls from max_turns, then settles", "near 0 early: the policy stops at once; lower gate_start"),
-    "policy_loss": ("-mean min(r A, clip(r) A)", "small, negative", "large: learning rate too high"),
-    "value_loss": ("mean (V - return)^2 / 2", "falls", "rising for long: learning rate too high or rewards changing"),
-    "explained_variance": ("1 - var(return - V) / var(return)", "> 0.3 after the start", "< 0: the value is worse than a constant"),
-    "entropy": ("H(gate) + P(ask) H(question) + P(stop) H(diagnosis), nats", "falls slowly", "a fall to 0 within minutes: raise entropy; no fall: lower it"),
-    "approx_kl": ("mean of r - 1 - log r", "0.002 to 0.03", "above 0.1: lower learning_rate or epochs"),
-    "clip_fraction": ("share of transitions with |r - 1| > clip", "0.02 to 0.3", "above 0.4: as approx_kl"),
-    "grad_norm": ("mean norm before clipping", "0.05 to 2", "exploding: lower learning_rate"),
-    "tracker_loss": ("-mean log P(truth) of the policy's own belief, nats (belief not observed)", "falls below log D", "flat: raise tracker_rate"),
-    "stop_rate": ("share of transitions that stop", "about 1 / (questions + 1)", "near 1: the policy stops at once"),
-    "unscored": ("transitions left out because a reward could not be scored", "0", "above 0: a component fails; its consultations teach nothing"),
-    "learning_rate": ("Adam's, annealed", "-", "-"),
-    "entropy_coefficient": ("annealed", "-", "-"),
-    "gain_bonus": ("training reward per nat, annealed to 0", "-", "-"),
-    "imitation_accuracy": ("share of greedy's actions matched while cloning", "> 0.6", "low: clone for longer"),
-    "validation_return": ("mean return on the fixed validation cases, greedy decoding, the environment's own mix", "rises", "below return: decoding differs from sampling; look at stop_rate"),
-    "validation_accuracy": ("share of right diagnoses on them", "rises", "-"),
-    "validation_questions": ("mean questions on them", "settles", "max_turns - 1: the gate never opens"),
-}  # fmt: skip
 
 
 @dataclass
@@ -124,7 +110,17 @@ class PPO:
         setup = self.env.setup
         self.tables, self.Q = setup.tables, setup.num_questions
         self.generator = torch.Generator().manual_seed(seed_for(s.seed, "ppo network"))
-        self.architecture = architecture_of(setup.tables, setup.max_turns, setup.observe_belief, s.hidden, s.gate_start, s.sharpness_start)
+        self.architecture = Architecture(
+            num_slots=setup.tables.num_slots,
+            num_questions=setup.num_questions,
+            num_conditions=setup.num_conditions,
+            num_settings=len(setup.base.settings),
+            max_turns=setup.max_turns,
+            observe_belief=setup.observe_belief,
+            hidden=s.hidden,
+            gate_start=s.gate_start,
+            sharpness_start=s.sharpness_start,
+        )
         self.policy = Policy(self.architecture, self.generator)
         self.optimiser = torch.optim.Adam(self.policy.parameters(), s.learning_rate, eps=1e-5)
         self.tracker = None if setup.observe_belief else Tracker(self.architecture)
@@ -185,7 +181,8 @@ class PPO:
             if self.tracker is not None:
                 evidence.append(tracked(observation))
             values.append(heads.value)
-            turns.append((belief, about, open_, action, log_probability, train_reward.astype(np.float32), ended, last["scored"], truth.astype(np.int64)))
+            result = (train_reward.astype(np.float32), ended, last["scored"], truth.astype(np.int64))
+            turns.append((belief, about, open_, action, log_probability, *result))
         values.append(torch.from_numpy(self._value(self.observation)))
         b, c, o, a, lp, r, e, sc, tr = (torch.stack([torch.as_tensor(x) for x in column]) for column in zip(*turns, strict=True))
         metrics = {"stop_rate": float((a >= self.Q).float().mean()), "unscored": float((~sc).sum())}
@@ -206,7 +203,7 @@ class PPO:
         advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
         sums, count = torch.zeros(6), 0
         for _ in range(s.epochs):
-            for index in torch.randperm(len(target), generator=self.generator).split(s.minibatch):
+            for index in torch.split(torch.randperm(len(target), generator=self.generator), s.minibatch):
                 belief, about, open_, action, before = (x[index] for x in flat)
                 heads = self.policy(belief, about, open_)
                 log_ratio = log_probability_of(heads, action) - before
@@ -216,7 +213,7 @@ class PPO:
                 value_loss = (heads.value - target[index]).square().mean() / 2
                 entropy = entropy_of(heads).mean()
                 self.optimiser.zero_grad()
-                (policy_loss + s.value_coefficient * value_loss - entropy_coefficient * entropy).backward()  # type: ignore[no-untyped-call]
+                (policy_loss + s.value_coefficient * value_loss - entropy_coefficient * entropy).backward()
                 norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), s.max_grad_norm)
                 self.optimiser.step()
                 with torch.no_grad():
@@ -275,7 +272,7 @@ class PPO:
             asks = action < self.Q
             loss = binary_cross_entropy_with_logits(heads.gate, (~asks).float())
             if asks.any():
-                loss = loss + cross_entropy(heads.question[asks], action[asks])
+                loss = loss + nll_loss(heads.question[asks], action[asks])
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -330,31 +327,6 @@ def make_env(settings: PPOSettings, split: str, num_envs: int) -> ConsultVectorE
     return env.unwrapped
 
 
-def sample(heads: Heads, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Actions int64 [N] drawn from the factored policy, and their log-probabilities."""
-    n, Q = heads.question.shape
-    u = torch.rand((2, n), generator=generator)
-    stop = u[0] < torch.sigmoid(heads.gate)
-    action = torch.where(stop, Q + _draw(heads.diagnosis, u[1]), _draw(heads.question, u[1]))
-    return action, log_probability_of(heads, action)
-
-
-def log_probability_of(heads: Heads, action: Tensor) -> Tensor:
-    """log P(action) [N] = log P(stop) + log P(d | stop), or log P(ask) + log P(q | ask)."""
-    Q, D = heads.question.shape[1], heads.diagnosis.shape[1]
-    stop = action >= Q
-    question = log_softmax(heads.question, 1).gather(1, action.clamp(max=Q - 1)[:, None]).squeeze(1)
-    diagnosis = log_softmax(heads.diagnosis, 1).gather(1, (action - Q).clamp(0, D - 1)[:, None]).squeeze(1)
-    return torch.where(stop, logsigmoid(heads.gate) + diagnosis, logsigmoid(-heads.gate) + question)
-
-
-def entropy_of(heads: Heads) -> Tensor:
-    """Entropy [N] of the whole policy in nats: H(gate) + P(ask) H(question) + P(stop) H(diagnosis)."""
-    stop = torch.sigmoid(heads.gate)
-    gate = -(stop * logsigmoid(heads.gate) + (1 - stop) * logsigmoid(-heads.gate))
-    return gate + (1 - stop) * _categorical_entropy(heads.question) + stop * _categorical_entropy(heads.diagnosis)
-
-
 def advantages(rollout: Rollout, gamma: float, gae_lambda: float) -> Tensor:
     """Generalised advantage estimates [T, N] (Schulman et al. 2016, arXiv 1506.02438).
 
@@ -373,14 +345,3 @@ def advantages(rollout: Rollout, gamma: float, gae_lambda: float) -> Tensor:
 
 def _fade(end: float, progress: float) -> float:
     return 1.0 + (end - 1.0) * min(progress, 1.0)
-
-
-def _draw(logits: Tensor, u: Tensor) -> Tensor:
-    """Categories [N] by inversion of uniform numbers [N]; a masked category is never drawn."""
-    total = torch.softmax(logits, 1).cumsum(1)
-    return torch.searchsorted(total, (u * total[:, -1])[:, None], right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
-
-
-def _categorical_entropy(logits: Tensor) -> Tensor:
-    log_p = log_softmax(logits, 1)
-    return -(log_p.exp() * log_p).sum(1)

@@ -18,7 +18,7 @@ from medenv.cases.case import SPLITS, Case
 from medenv.cases.sampled import SampledCases
 from medenv.cases.source import ALL, NO_OPENING, Opened, check_split
 from medenv.errors import CaseError
-from medenv.hashing import draw_array
+from medenv.hashing import draw_array, thresholds
 from medenv.knowledge.base import YES
 from medenv.knowledge.compiled import Compiled
 
@@ -86,6 +86,7 @@ class LoadedCases:
         out = rows.copy()
         key = np.array([int(c.id, 16) for c in self.cases], np.uint64)
         sampler = SampledCases(t, ALL)
+        prior = thresholds(t.cell_weight.sum(0))  # whose answer replaces one is drawn from the base: not from this list of cases
         for q, finding in enumerate(t.base.findings):
             if finding.parent is not None:
                 above = rows[:, t.base.finding_index[finding.parent]]
@@ -99,8 +100,8 @@ class LoadedCases:
             some = np.flatnonzero(chosen)
             if some.size:
                 stranger = draw_array(key[some], _REPLACE + q)
-                other = np.minimum((stranger >> _32) * np.uint64(len(self.cases)) >> _32, np.uint64(len(self.cases) - 1)).astype(np.intp)
-                out[some, q] = sampler.rows(stranger, self._truth[other], self._cell[some], np.full(some.size, q))
+                other = np.searchsorted(prior, stranger >> _32, side="right")
+                out[some, q] = sampler.rows(stranger, other, self._cell[some], np.full(some.size, q))
         return out
 
     def __len__(self) -> int:

@@ -99,7 +99,7 @@ class ConsultEnv(gym.Env[dict[str, Any], np.int64]):
     * v0: first version; may change until release 0.1.0, each time with a line here.
     """
 
-    metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 2}  # noqa: RUF012  (as Gymnasium declares it)
+    metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 2}
 
     def __init__(self, render_mode: str | None = None, **arguments: Any) -> None:
         self.setup = Setup(**arguments)
@@ -219,6 +219,7 @@ class ConsultEnv(gym.Env[dict[str, Any], np.int64]):
         state = dict(state)
         self.turns, self.invalid_actions, self._reply = list(state.pop("turns")), state.pop("invalid_actions"), state.pop("reply")
         self.engine.restore(state)
+        self._seeded = True  # the stream is part of the state
         return self._observation()
 
     def render(self) -> Any:

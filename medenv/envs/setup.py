@@ -70,7 +70,8 @@ class Setup:
 
     def observation_space(self) -> spaces.Dict:
         """The space of one observation."""
-        highest = np.array([self.base.oldest, 1, len(self.base.settings) - 1], np.float32)
+        settings = max(2, len(self.base.settings))  # Gymnasium warns of a range of one point
+        highest = np.array([self.base.oldest, 1, settings - 1], np.float32)
         parts: dict[str, spaces.Space] = {
             "evidence": spaces.Box(-1, 1, (self.tables.num_slots,), np.int8),
             "asked": spaces.MultiBinary(self.num_questions),

@@ -35,7 +35,7 @@ class ConsultVectorEnv(gym.vector.VectorEnv[dict[str, Any], NDArray, NDArray]):
     `belief` [N, D], `differential` [N, D] (NaN: none), `case` (uint64 handles; `case_ids()` turns them into tokens).
     """
 
-    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012  (as Gymnasium declares it)
+    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}
 
     def __init__(
         self, num_envs: int = 1, autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP, render_mode: None = None, **arguments: Any
@@ -61,8 +61,9 @@ class ConsultVectorEnv(gym.vector.VectorEnv[dict[str, Any], NDArray, NDArray]):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.render_mode, self.spec, self.closed = None, None, False
-        self._needs_reset = np.ones(self.num_envs, bool)
-        self._row: NDArray[np.integer] = np.full(self.num_envs, NONE)
+        self._needs_reset, self._everybody = np.ones(self.num_envs, bool), np.ones(self.num_envs, bool)
+        self._question: NDArray[np.integer] = np.full(self.num_envs, NONE)  # asked in the last step,
+        self._row: NDArray[np.integer] = self._question  # and the row that answered
         self._seeded = False
 
     @property
@@ -132,23 +133,23 @@ class ConsultVectorEnv(gym.vector.VectorEnv[dict[str, Any], NDArray, NDArray]):
             raise EpisodeError("step before reset: call reset() first")
         resetting = self._needs_reset if self.autoreset_mode == AutoresetMode.NEXT_STEP else None
         step = self.engine.step(actions, resetting)
-        self._row = step.row
+        self._question, self._row = step.transition.question, step.row
         ended = step.transition.ended
         self._needs_reset = ended.copy()
-        info = self._info(step, ended)
+        info = self._info(step, ended, self._everybody if resetting is None else ~resetting)
         if self.autoreset_mode == AutoresetMode.SAME_STEP and ended.any():
             info = {"final_obs": self._observation(), "_final_obs": ended, "final_info": info, "_final_info": ended}
             self.engine.begin(np.flatnonzero(ended))
             self._needs_reset[:] = False
         return self._observation(), step.reward, ended, np.zeros(self.num_envs, bool), info
 
-    def _info(self, step: Step, ended: NDArray[np.bool_]) -> dict[str, Any]:
+    def _info(self, step: Step, ended: NDArray[np.bool_], due: NDArray[np.bool_]) -> dict[str, Any]:
         e, live = self.engine, ~step.transition.ended
         components: dict[str, NDArray] = {}
         hidden = self.setup.rewards.hidden
         for name, value in step.components.items():
             components[name] = np.where(ended, value, 0.0) if name in hidden else value
-            components[f"_{name}"] = (ended if name in hidden else step.scored) & ~np.isnan(value)
+            components[f"_{name}"] = (ended if name in hidden else due) & ~np.isnan(value)
         info: dict[str, Any] = {"components": components, "scored": step.scored, "invalid": step.transition.invalid}
         info["no_condition_fits"] = e.normaliser < IMPOSSIBLE
         if not live.all():
@@ -164,17 +165,8 @@ class ConsultVectorEnv(gym.vector.VectorEnv[dict[str, Any], NDArray, NDArray]):
 
     def replies(self) -> list[str]:
         """The patients' words of the last step, made on request; empty where nothing was said."""
-        s = self.setup
-        finding = [self._finding(int(r)) for r in self._row]
-        return ["" if r == NONE or f is None else s.patient.answer(f, s.values(int(r))) for r, f in zip(self._row, finding, strict=True)]
-
-    def _finding(self, row: int) -> Any:
-        if row == NONE:
-            return None
-        slots = self.setup.source.more_slots.get(row)
-        t = self.setup.tables
-        q = int(t.row_finding[row]) if slots is None else int(np.searchsorted(t.slot_start, slots[0], side="right")) - 1
-        return self.setup.base.findings[q] if q >= 0 else None
+        s, said = self.setup, zip(self._question.tolist(), self._row.tolist(), strict=True)
+        return ["" if row == NONE else s.patient.answer(s.base.findings[q], s.values(row)) for q, row in said]
 
     def case_ids(self, handles: NDArray[np.uint64] | None = None) -> list[str]:
         """Tokens that `reset` accepts, of the given handles or of the present cases."""
@@ -190,13 +182,16 @@ class ConsultVectorEnv(gym.vector.VectorEnv[dict[str, Any], NDArray, NDArray]):
 
     def snapshot(self) -> dict[str, Any]:
         """The exact state, hidden cases included: for debugging and replay, never for search."""
-        return self.engine.snapshot() | {"needs_reset": self._needs_reset.copy()}
+        own = {"needs_reset": self._needs_reset.copy(), "question": self._question.copy(), "row": self._row.copy()}
+        return self.engine.snapshot() | own
 
     def restore(self, state: dict[str, Any]) -> dict[str, Any]:
         """Go back to a snapshot; returns the observations."""
         state = dict(state)
         self._needs_reset = state.pop("needs_reset").copy()
+        self._question, self._row = state.pop("question").copy(), state.pop("row").copy()
         self.engine.restore(state)
+        self._seeded = True  # the streams are part of the state
         return self._observation()
 
     def _observation(self) -> dict[str, Any]:

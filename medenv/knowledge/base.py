@@ -102,7 +102,8 @@ class KnowledgeBase:
 
     `age_bands` are the lower edges in years, first 0; the last band ends at `oldest`. `population[setting]` has shape
     [2][len(age_bands)]: who consults, female then male, any scale. `complaints[condition]` maps a finding to
-    P(it is the opening statement | condition); a condition without an entry gets one from the findings' salience.
+    P(it is the opening statement | condition), for binary findings without parent, not all 0 (scaled to sum to 1); a condition
+    without an entry gets one from the findings' salience.
     """
 
     name: str
@@ -209,6 +210,8 @@ def _check(base: KnowledgeBase) -> None:
         if (link.condition, link.finding) in pairs:
             raise KnowledgeError(f"link {link.condition} -> {link.finding} is given twice")
         pairs.add((link.condition, link.finding))
+    for name, table in base.complaints.items():
+        _check_complaints(base, name, table)
 
 
 def _check_condition(base: KnowledgeBase, condition: Condition) -> None:
@@ -282,3 +285,18 @@ def _check_link(base: KnowledgeBase, link: Link) -> None:
         raise KnowledgeError(f"{where}: the probabilities sum to {sum(link.probabilities.values()):.4g}, more than 1")
     if finding.type == "binary" and set(link.probabilities) != {YES}:
         raise KnowledgeError(f"{where}: a binary finding's link gives the value yes alone, got {sorted(link.probabilities)}")
+
+
+def _check_complaints(base: KnowledgeBase, condition: str, table: Mapping[str, float]) -> None:
+    if condition not in base.condition_index:
+        raise unknown("condition with complaints", condition, base.condition_index)
+    where = f"complaints of {condition!r}"
+    for name, p in table.items():
+        if name not in base.finding_index:
+            raise unknown(f"finding in the {where}", name, base.finding_index)
+        finding = base.finding(name)
+        if finding.type != "binary" or finding.parent is not None:
+            raise KnowledgeError(f"complaint {condition} -> {name}: it can't open a consultation, use a binary finding without parent")
+        _probability(p, f"complaint {condition} -> {name}")
+    if not any(table.values()):
+        raise KnowledgeError(f"{where}: the table {dict(table)} sums to 0, give a finding a probability above 0 or leave the table out")

@@ -327,16 +327,12 @@ def _opening_probabilities(base: KnowledgeBase, tables: list[Float64]) -> Float6
         if base.findings[q].complaint:
             weight[:, q, d] += base.findings[q].complaint * link.probabilities.get(YES, 0.0) * (room[:, q, d] > 0)
     for name, table in base.complaints.items():
-        d = base.condition_index[base.condition(name).id]
+        d = base.condition_index[name]
         weight[:, :, d] = 0.0
         total = sum(table.values())
-        if total <= 0:
-            raise KnowledgeError(f"condition {name!r}: its complaint table sums to {total!r}")
         for finding_id, c in table.items():
-            q = base.finding_index[base.finding(finding_id).id]
-            if base.findings[q].type != "binary" or base.findings[q].parent is not None:
-                raise KnowledgeError(f"condition {name!r}: {finding_id!r} can't open, it is not a binary finding without parent")
-            if c < 0 or c / total > room[:, q, d].max() + 1e-9:
+            q = base.finding_index[finding_id]
+            if c / total > room[:, q, d].max() + 1e-9:
                 raise KnowledgeError(
                     f"condition {name!r}: P(opening is {finding_id}) = {c / total:.4g} is more than "
                     f"P({finding_id} | {name}) = {room[:, q, d].max():.4g}: lower the first or raise the second"

@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from medenv.errors import RewardError
 from medenv.rewards.base import Transition
 
 
@@ -29,6 +30,10 @@ class Accuracy:
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     needs_truth: ClassVar[bool] = True
     referral: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.referral, int | float) or not 0.0 <= self.referral < 1.0:
+            raise RewardError(f"referral of accuracy is {self.referral!r}: give a number in [0, 1)")
 
     def __call__(self, t: Transition) -> NDArray[np.float64]:
         """float64 [N]."""

@@ -12,13 +12,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medenv.errors import RewardError, unknown
+from medenv.errors import MedenvError, RewardError, unknown
 from medenv.rewards.accuracy import Accuracy
 from medenv.rewards.base import Reward, Transition
 from medenv.rewards.costs import InvalidAction, QuestionCost
@@ -87,10 +87,10 @@ class RewardMix:
     def __str__(self) -> str:
         out = ""
         for name, weight, reward in self.terms:
-            default = type(reward)() if hasattr(reward, "__dataclass_fields__") else reward
-            changed = [f"{f.name}={getattr(reward, f.name)}" for f in fields(reward) if getattr(reward, f.name) != getattr(default, f.name)]  # type: ignore[arg-type]
+            own: tuple[Field[Any], ...] = fields(reward) if is_dataclass(reward) else ()
+            changed = [f"{f.name}={getattr(reward, f.name)}" for f in own if getattr(reward, f.name) != f.default]
             term = name + (f"({', '.join(changed)})" if changed else "")
-            size = "" if abs(weight) == 1 else f"{abs(weight):g}*"
+            size = "" if abs(weight) == 1 else f"{_number(abs(weight))}*"
             out += f"{' ' if out else ''}{'-' if weight < 0 else '+' if out else ''}{' ' if out else ''}{size}{term}"
         return out
 
@@ -103,6 +103,8 @@ def parse_mix(mix: str | Mapping[str, Any] | RewardMix) -> RewardMix:
     """
     if isinstance(mix, RewardMix):
         return mix
+    if not isinstance(mix, str | Mapping):
+        raise RewardError(f"a reward mix is a string or a table, not {mix!r}: write something like {DEFAULT!r}")
     terms = _from_text(mix) if isinstance(mix, str) else _from_table(mix)
     if not terms:
         raise RewardError(f"reward mix {mix!r} is empty: name at least one reward, such as {DEFAULT!r}")
@@ -111,6 +113,11 @@ def parse_mix(mix: str | Mapping[str, Any] | RewardMix) -> RewardMix:
         if names.count(name) > 1:
             raise RewardError(f"reward mix names {name!r} twice: add the weights up")
     return RewardMix(tuple(terms))
+
+
+def _number(value: float) -> str:
+    """As short as it reads back exactly."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
 def _make(name: str, weight: Any, parameters: Mapping[str, Any], where: str) -> tuple[str, float, Reward]:
@@ -122,6 +129,8 @@ def _make(name: str, weight: Any, parameters: Mapping[str, Any], where: str) -> 
         return name, float(weight), _REGISTRY[name](**parameters)
     except TypeError as error:
         raise RewardError(f"reward {name!r} does not take these parameters: {dict(parameters)!r} ({error}){where}") from None
+    except MedenvError as error:
+        raise RewardError(f"{error}{where}") from None
 
 
 def _from_table(table: Mapping[str, Any]) -> list[tuple[str, float, Reward]]:

@@ -16,6 +16,7 @@ Does not cover: running consultations (`evaluate`), scoring them with another re
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -50,9 +51,22 @@ class Writer:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: BinaryIO = path.open("ab", buffering=0)
+        self._lock()
         self._end = whole_length(path)
         self._file.truncate(self._end)
         self.written = 0
+
+    def _lock(self) -> None:
+        """Two runs in one folder would each do the other's consultations. Where there is no flock, nothing guards against it."""
+        try:
+            import fcntl
+
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            return
+        except OSError:
+            self._file.close()
+            raise RunError(f"{self.path} is being written by another run: wait for it, or give another --output") from None
 
     def write(self, records: Iterable[Record]) -> None:
         """Append a batch. RunError (what was written before is kept) when the system refuses."""
@@ -74,10 +88,8 @@ class Writer:
         self.written += len(lines)
 
     def _cut_back(self) -> None:
-        try:
+        with contextlib.suppress(OSError):  # the reader drops a torn line, and the next Writer cuts it off
             self._file.truncate(self._end)
-        except OSError:
-            pass  # the reader drops a torn line, and the next Writer cuts it off
 
     def close(self) -> None:
         """Close the file; lines are on disk already."""

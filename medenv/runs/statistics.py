@@ -79,7 +79,9 @@ def bootstrap_means(values: ArrayLike, seed: int = 0, resamples: int = RESAMPLES
     return low, high
 
 
-def bootstrap_calibration_error(confidence: ArrayLike, correct: ArrayLike, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL, bins: int = BINS) -> Interval:
+def bootstrap_calibration_error(
+    confidence: ArrayLike, correct: ArrayLike, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL, bins: int = BINS
+) -> Interval:
     """(low, high) for `expected_calibration_error`.
 
     A resample's error is larger on average than the sample's (the absolute value turns noise into error), so the percentiles
@@ -93,7 +95,9 @@ def bootstrap_calibration_error(confidence: ArrayLike, correct: ArrayLike, seed:
     return float(max(0.0, min(low, estimate))), float(max(high, estimate))
 
 
-def paired_difference(first: ArrayLike, second: ArrayLike, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL) -> tuple[float, float, float]:
+def paired_difference(
+    first: ArrayLike, second: ArrayLike, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
+) -> tuple[float, float, float]:
     """(mean of first - second, low, high) over the same cases [n]: the pairs are resampled, so shared difficulty cancels."""
     a, b = _numbers(first), _numbers(second)
     if a.shape != b.shape:
@@ -112,7 +116,11 @@ def interquartile_mean(values: ArrayLike) -> float:
 
 
 def stratified_bootstrap(
-    scores: ArrayLike, statistic: Callable[[Float64], Float64] | None = None, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
+    scores: ArrayLike,
+    statistic: Callable[[Float64], Float64] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
 ) -> tuple[float, float, float]:
     """(estimate, low, high) of a statistic of `scores` [seeds, tasks]: seeds are resampled within each task.
 
@@ -130,7 +138,8 @@ def stratified_bootstrap(
 def _numbers(values: ArrayLike) -> Float64:
     out = np.asarray(values, np.float64)
     if out.size == 0 or not np.isfinite(out).all():
-        raise MedenvError(f"statistics need at least one value, all finite; got {out.size} of which {int((~np.isfinite(out)).sum())} are not")
+        bad = int((~np.isfinite(out)).sum())
+        raise MedenvError(f"statistics need at least one value, all finite; got {out.size}, of which {bad} are not")
     return out
 
 

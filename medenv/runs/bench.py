@@ -1,0 +1,269 @@
+"""How fast: the step loop, information gain, importing. Each benchmark runs in a fresh process with one thread for linear algebra.
+
+- `vector`: steps/s of `gym.make_vec` with 1,024 consultations, NEXT_STEP autoreset, observations copied. Actions are drawn beforehand,
+  uniformly over all of them, invalid ones included, so consultations end and begin all the time. Beside it Gymnasium's own
+  SyncVectorEnv of 128 CartPoles, in the same process; `ratio` is against that.
+- `scalar`: steps/s of `gym.make`, and of CartPole.
+- `gain`: beliefs/s for the exact information gain of all questions, 1,024 beliefs at once from consultations at mixed turns.
+- `import`: seconds that `import medenv` takes, and which heavy packages it loads (none).
+- `memory`: peak resident memory in MB of a process with 1,024 consultations.
+
+Every figure is the median of several repeats, with the smallest and the largest beside it.
+
+Does not cover: several cores, GPUs, training (its own metrics have `steps_per_second`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from medenv.errors import MedenvError, unknown
+
+BASES = ("builtin", "synthetic:200x500")
+NUM, CARTPOLES, REPEATS = 1024, 128, 5
+SECONDS = 1.0  # at least, for one repeat
+HEAVY = ("torch", "ray", "transformers", "trl", "scipy", "matplotlib", "pandas", "rich", "click")
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+Row = dict[str, Any]
+
+
+def bench(names: Sequence[str] = (), progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+    """Run benchmarks (none named: all): {hardware, versions, commit, command, rows}. UnknownName for another name.
+
+    A row: `benchmark`, `case`, `unit`, `median`, `min`, `max`, `repeats`, and `ratio` or `note` where there is one.
+    """
+    for name in names:
+        if name not in BENCHMARKS:
+            raise unknown("benchmark", name, BENCHMARKS)
+    chosen = [n for n in BENCHMARKS if n in names or not names]
+    rows: list[Row] = []
+    for done, name in enumerate(chosen, 1):
+        rows += _in_a_fresh_process(name)
+        if progress is not None:
+            progress(done, len(chosen))
+    import medenv
+
+    return {
+        "hardware": _hardware(),
+        "versions": _versions() | {"medenv": medenv.__version__},
+        "commit": _commit(),
+        "command": " ".join(["medenv bench", *names]),
+        "rows": rows,
+    }
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The report as a Markdown table with what it was measured on."""
+    versions = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
+    lines = [f"`{report['command']}` at commit {report['commit'] or 'unknown'}", "", f"{report['hardware']}; {versions}", ""]
+    lines += ["| benchmark | case | median | min | max | unit | note |", "| --- | --- | --: | --: | --: | --- | --- |"]
+    for r in report["rows"]:
+        note = r.get("note") or (f"{r['ratio']:.3g} x CartPole" if "ratio" in r else "")
+        numbers = " | ".join(_number(r[k]) for k in ("median", "min", "max"))
+        lines.append(f"| {r['benchmark']} | {r['case']} | {numbers} | {r['unit']} | {note} |")
+    return "\n".join([*lines, ""])
+
+
+def vector() -> list[Row]:
+    """See the module."""
+    import gymnasium as gym
+
+    import medenv  # noqa: F401  (registers the environments)
+
+    def steps(env: Any, num: int, turns: int = 200) -> list[float]:
+        import numpy as np
+
+        actions = np.random.Generator(np.random.PCG64(0)).integers(env.single_action_space.n, size=(turns, num))
+        env.reset(seed=0)
+
+        def run() -> int:
+            for action in actions:
+                env.step(action)
+            return turns * num
+
+        return _rates(run)
+
+    cartpole = gym.make_vec("CartPole-v1", CARTPOLES, vectorization_mode="sync")
+    reference = _row("vector", f"CartPole-v1 SyncVectorEnv n={CARTPOLES}", "steps/s", steps(cartpole, CARTPOLES))
+    rows = [reference]
+    for base in BASES:
+        env = gym.make_vec("MedConsult-v0", NUM, knowledge=base)
+        row = _row("vector", f"MedConsult-v0 {base} n={NUM}", "steps/s", steps(env, NUM))
+        rows.append(row | {"ratio": row["median"] / reference["median"]})
+    return rows
+
+
+def scalar() -> list[Row]:
+    """See the module."""
+    import gymnasium as gym
+    import numpy as np
+
+    import medenv  # noqa: F401  (registers the environments)
+
+    rows: list[Row] = []
+    for name, arguments in (("CartPole-v1", {}), *(("MedConsult-v0", {"knowledge": base}) for base in BASES)):
+        env = gym.make(name, **arguments)  # type: ignore[arg-type]
+        assert isinstance(env.action_space, gym.spaces.Discrete)
+        actions = np.random.Generator(np.random.PCG64(0)).integers(int(env.action_space.n), size=2000)
+        env.reset(seed=0)
+
+        def run(env: gym.Env[Any, Any] = env, actions: Any = actions) -> int:
+            for action in actions:
+                _, _, terminated, truncated, _ = env.step(action)
+                if terminated or truncated:
+                    env.reset()
+            return len(actions)
+
+        row = _row("scalar", f"{name} {arguments.get('knowledge', '')}".strip(), "steps/s", _rates(run))
+        rows.append(row | {"ratio": row["median"] / rows[0]["median"]} if rows else row)
+    return rows
+
+
+def gain() -> list[Row]:
+    """See the module."""
+    import numpy as np
+
+    from medenv.belief.gain import InformationGain
+    from medenv.envs.setup import Setup
+
+    rows: list[Row] = []
+    for base in BASES:
+        setup = Setup(knowledge=base)
+        engine = setup.engine(NUM)
+        engine.seed(list(range(NUM)))
+        engine.begin()
+        rng = np.random.Generator(np.random.PCG64(0))
+        stop_at = rng.integers(setup.max_turns - 1, size=NUM)
+        belief = engine.belief.copy()
+        for turn in range(setup.max_turns - 1):
+            open_ = engine.buffer[:, engine.mask_at : engine.mask_at + engine.Q] == 1
+            engine.step(np.argmax(rng.random(open_.shape) * open_, axis=1))
+            belief[stop_at > turn] = engine.belief[stop_at > turn]
+        measure, cell = InformationGain(setup.tables), engine.cell
+
+        def run(measure: InformationGain = measure, belief: Any = belief, cell: Any = cell) -> int:
+            measure(belief, cell)
+            return NUM
+
+        size = f"{setup.num_conditions} conditions, {setup.num_questions} questions"
+        rows.append(_row("gain", f"{base} n={NUM}", "beliefs/s", _rates(run)) | {"note": size})
+    return rows
+
+
+def importing() -> list[Row]:
+    """See the module."""
+    code = "import sys, time; t = time.perf_counter(); import medenv; t = time.perf_counter() - t; print(t, *sys.modules)"
+    seconds, loaded = [], set()
+    for _ in range(REPEATS):
+        first, *modules = _run(code).split()
+        seconds.append(float(first))
+        loaded |= set(modules) & set(HEAVY)
+    note = f"loads {', '.join(sorted(loaded))}" if loaded else "nothing heavy loaded"
+    return [_row("import", "import medenv", "s", seconds) | {"note": note}]
+
+
+def memory() -> list[Row]:
+    """See the module."""
+    code = (
+        "import resource, gymnasium as gym, medenv, numpy as np\n"
+        "env = gym.make_vec('MedConsult-v0', {num}, knowledge='{base}'); env.reset(seed=0)\n"
+        "for _ in range(50): env.step(env.action_space.sample())\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    rows = []
+    for base in BASES:
+        unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, in kilobytes on Linux
+        rows.append(_row("memory", f"{base} n={NUM}", "MB", [int(_run(code.format(num=NUM, base=base))) / unit]))
+    return rows
+
+
+BENCHMARKS: dict[str, Callable[[], list[Row]]] = {"vector": vector, "scalar": scalar, "gain": gain, "import": importing, "memory": memory}
+
+
+def _in_a_fresh_process(name: str) -> list[Row]:
+    ran = subprocess.run([sys.executable, "-m", "medenv.runs.bench", name], capture_output=True, text=True, env=_environment())
+    if ran.returncode:
+        raise MedenvError(f"benchmark {name!r} failed: {(ran.stderr.strip().splitlines() or ['no message'])[-1]}")
+    rows: list[Row] = json.loads(ran.stdout.splitlines()[-1])
+    return rows
+
+
+def _run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=_environment()).stdout
+
+
+def _environment() -> dict[str, str]:
+    """One thread each; this very package, however it was found."""
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
+    return {**os.environ, **dict.fromkeys(THREADS, "1"), "PYTHONPATH": path}
+
+
+def _rates(run: Callable[[], int]) -> list[float]:
+    """Units per second of `REPEATS` repeats, each at least `SECONDS` long, after one that does not count."""
+    run()
+    rates = []
+    for _ in range(REPEATS):
+        count, start = 0, time.perf_counter()
+        while (spent := time.perf_counter() - start) < SECONDS:
+            count += run()
+        rates.append(count / spent)
+    return rates
+
+
+def _row(benchmark: str, case: str, unit: str, values: Sequence[float]) -> Row:
+    return {
+        "benchmark": benchmark,
+        "case": case,
+        "unit": unit,
+        "median": median(values),
+        "min": min(values),
+        "max": max(values),
+        "repeats": len(values),
+    }
+
+
+def _number(x: float) -> str:
+    return f"{x:,.0f}" if x >= 1000 else f"{x:.3g}"
+
+
+def _hardware() -> str:
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        cpu = next(named, cpu)
+    return f"{cpu}, {os.cpu_count()} cores seen, one thread used, {platform.system()} {platform.machine()}"
+
+
+def _versions() -> dict[str, str]:
+    import gymnasium
+    import numpy
+
+    return {"Python": platform.python_version(), "numpy": numpy.__version__, "gymnasium": gymnasium.__version__}
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, with "+" for changes since; None without git or outside a checkout."""
+    try:
+        here = Path(__file__).parent
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+" if changed else "")
+
+
+if __name__ == "__main__":
+    print(json.dumps(BENCHMARKS[sys.argv[1]]()))

@@ -1,0 +1,305 @@
+"""The experiments whose tables are committed under `experiments/`: long commands of their own.
+
+    python -m medenv.runs.experiments greedy                  the reference doctor's two settings, chosen on validation cases
+    python -m medenv.runs.experiments ddxplus DIR             greedy and oracle on real DDXPlus test patients; floor, threshold, curve
+    python -m medenv.runs.experiments ppo SETTINGS.toml       PPO over seeds beside random and greedy on shared test cases
+
+Each cell is a run or an evaluation in a directory of its own under `runs/`, so an interrupted experiment goes on where it stopped.
+
+Does not cover: reward ablations.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from medenv.agents.greedy import CONFIDENCE, MIN_GAIN, Greedy
+from medenv.cases.ddxplus import load_cases
+from medenv.envs.setup import Setup
+from medenv.errors import MedenvError, RunError
+from medenv.knowledge.base import KnowledgeBase
+from medenv.knowledge.ddxplus import FLOOR, load_knowledge
+from medenv.runs.evaluate import evaluate
+from medenv.runs.provenance import provenance
+from medenv.runs.records import read_trajectories
+
+ENV = "MedConsult-v0"
+CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995)
+REAL_CONFIDENCES = (0.3, *CONFIDENCES, 0.999)
+MIN_GAINS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.06)
+FLOORS = (1e-5, 1e-4, 1e-3, 5e-3, 1e-2, 2e-2)
+QUESTIONS_AT_MOST = 3.5
+SAMPLED = 4000
+
+
+@click.group(help=__doc__)
+def main() -> None:
+    """See the module."""
+
+
+@main.command()
+@click.option("--output", default="experiments/greedy", type=click.Path(path_type=Path))
+@click.option("--episodes", default=SAMPLED)
+def greedy(output: Path, episodes: int) -> None:
+    """Sweep `confidence` and `min_gain` on sampled validation cases of the built-in base; the best mean return is what greedy uses."""
+    setup = Setup(split="validation")
+    rows = []
+    for min_gain in MIN_GAINS:
+        for confidence in CONFIDENCES[3:]:
+            s = evaluate(ENV, Greedy(setup.tables, confidence, min_gain), episodes, 0, env_arguments={"split": "validation"})
+            rows.append({"confidence": confidence, "min_gain": min_gain} | _some(s))
+            click.echo(f"{rows[-1]}")
+    best = max(rows, key=lambda r: r["mean_return"])
+    notes = [
+        f"{episodes} sampled validation cases of {setup.base.id}, default mix, 20 turns. Best mean return: "
+        f"confidence {best['confidence']}, min_gain {best['min_gain']}; in use: {CONFIDENCE}, {MIN_GAIN}."
+    ]
+    _write(output / "validation", rows, notes, f"python -m medenv.runs.experiments greedy --episodes {episodes}")
+
+
+@main.command()
+@click.argument("data", type=click.Path(path_type=Path, exists=True))
+@click.option("--patients", default="", help="the patients file; default: the release's test file, or its sample, in DATA")
+@click.option("--output", default="experiments/ddxplus", type=click.Path(path_type=Path))
+def ddxplus(data: Path, patients: str, output: Path) -> None:
+    """Greedy and oracle on real test patients. Floor and threshold are chosen on sampled patients before the real ones are read."""
+    bases = {floor: load_knowledge(data, floor) for floor in FLOORS}
+    sampled = {(f, c): _sampled(bases[f], c) for f in FLOORS for c in REAL_CONFIDENCES}
+    allowed = [c for c in REAL_CONFIDENCES if sampled[FLOOR, c]["mean_questions"] <= QUESTIONS_AT_MOST]
+    chosen = max(allowed, key=lambda c: sampled[FLOOR, c]["accuracy"])
+    click.echo(f"chosen on sampled patients: floor {FLOOR}, confidence {chosen}")
+    file = Path(patients) if patients else next(p for p in sorted(data.iterdir()) if p.name.startswith("release_test_patients"))
+    rows = []
+    for floor, base in bases.items():
+        cases = load_cases(file, base, "test")[0]
+        arguments = _arguments(base) | {"cases": cases, "split": "test"}
+        oracle = evaluate(ENV, "oracle", len(cases), 0, env_arguments=arguments)
+        for confidence in REAL_CONFIDENCES if floor == FLOOR else (chosen,):
+            real = evaluate(ENV, Greedy(Setup(**arguments).tables, confidence, 0.0), len(cases), 0, env_arguments=arguments)
+            rows.append(
+                {
+                    "floor": floor,
+                    "confidence": confidence,
+                    "chosen": "yes" if (floor, confidence) == (FLOOR, chosen) else "",
+                    "sampled_accuracy": sampled[floor, confidence]["accuracy"],
+                    "sampled_questions": sampled[floor, confidence]["mean_questions"],
+                }
+                | _some(real)
+                | {"top3": real["top3"], "brier": real["brier"], "ece": real["ece"], "oracle_accuracy": oracle["accuracy"]}
+                | {"oracle_ci": _interval(oracle["accuracy_ci"])}
+            )
+            click.echo(f"{rows[-1]}")
+    notes = [
+        f"{len(cases)} real patients of {file.name}, after age, sex and opening evidence; 30 turns, no reporting noise. Sampled columns: "
+        f"{SAMPLED} patients drawn from the same tables. The threshold is the most accurate one on sampled patients with at most "
+        f"{QUESTIONS_AT_MOST} questions on average, at the committed floor {FLOOR:g}; probabilities: {'; '.join(base.notes[-1:])}.",
+    ]
+    _write(output / "real_patients", rows, notes, "python -m medenv.runs.experiments ddxplus DIR")
+    _plot_curve([r for r in rows if r["floor"] == FLOOR], output / "accuracy_questions.png")
+
+
+@main.command()
+@click.argument("settings", type=click.Path(path_type=Path, exists=True))
+@click.option("--output", default=None, type=click.Path(path_type=Path), help="default: beside SETTINGS")
+@click.option("--runs", default="runs", type=click.Path(path_type=Path), help="where the runs and evaluations are kept")
+@click.option("--jobs", default=1, help="runs side by side")
+@click.option("--data", default="", help="replaces {data} in the settings, such as a DDXPlus directory")
+def ppo(settings: Path, output: Path | None, runs: Path, jobs: int, data: str) -> None:
+    """Train over seeds, then evaluate on test cases that every doctor shares."""
+    text = settings.read_text(encoding="utf-8")
+    if "{data}" in text and not data:
+        raise RunError(f"{settings} needs --data DIR")
+    plan = tomllib.loads(text.replace("{data}", data))
+    folder = runs / settings.stem
+    seeds = [folder / f"seed{seed}" for seed in plan["seeds"]]
+    _train(settings.stem, plan, seeds, jobs)
+    tests = plan.get("test", {"cases": {}})
+    rows: list[dict[str, Any]] = []
+    for name, test in tests.items():
+        arguments = plan.get("env", {}) | test
+        episodes = plan.get("episodes", 4000)
+        agents = {"random": "random", "greedy": "greedy", "oracle": "oracle"} | {d.name: f"ppo:{d}" for d in seeds}
+        found = {k: _evaluated(folder / f"{name}-{k}", a, episodes, arguments, k) for k, a in agents.items()}
+        curve = _greedy_curve(arguments, episodes)
+        rows += [{"test": name} | _row(k, found, curve, seeds) for k in found]
+    closed = [
+        r["gap_closed"] for r in rows if r["agent"].startswith("seed") and r["gap_closed"] is not None and r["test"] == next(iter(tests))
+    ]
+    notes = [
+        f"{plan['title']} Settings: `{settings.name}`. Training: {plan['train']['seconds']} s per seed, {plan['threads']} thread(s), "
+        f"{jobs} run(s) side by side. Test cases are the same for every doctor. gap_closed = (return - random) / (greedy - random), "
+        "interval: bootstrap over test cases. greedy_equal_questions: greedy's accuracy at the same mean number of questions, interpolated "
+        "over its confidence."
+    ]
+    if closed:
+        notes.append(f"gap_closed over {len(closed)} seeds: mean {np.mean(closed):.3f}, least {min(closed):.3f}.")
+    _write(
+        (output or settings.parent) / settings.stem, rows, notes, f"python -m medenv.runs.experiments ppo {settings} --jobs {jobs}", "torch"
+    )
+
+
+def _train(name: str, plan: Mapping[str, Any], folders: Sequence[Path], jobs: int) -> None:
+    """One process per seed, `jobs` at a time; a run that is there already is resumed or left alone."""
+    waiting = list(zip(plan["seeds"], folders, strict=True))
+    running: list[tuple[int, subprocess.Popen[bytes]]] = []
+    threads = str(plan["threads"])
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            seed, folder = waiting.pop(0)
+            keys = [f"env.{k}={v}" for k, v in plan.get("env", {}).items()] + [f"{k}={v}" for k, v in plan["train"].items()]
+            command = [
+                sys.executable,
+                "-m",
+                "medenv",
+                "train",
+                "ppo",
+                f"seed={seed}",
+                f"threads={threads}",
+                *keys,
+                "--output",
+                str(folder),
+                "--resume",
+            ]
+            click.echo(f"{name}, seed {seed}: {' '.join(command[1:])}")
+            quiet = {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+            running.append((seed, subprocess.Popen(command, env=os.environ | quiet, stdout=subprocess.DEVNULL)))
+        seed, process = running.pop(0)
+        if process.wait():
+            raise RunError(f"seed {seed} of {name} ended with exit code {process.returncode}: run the command again to resume it")
+
+
+def _evaluated(folder: Path, agent: str, episodes: int, arguments: Mapping[str, Any], name: str) -> dict[str, Any]:
+    click.echo(f"evaluate {name}")
+    summary = evaluate(ENV, agent, episodes, 0, output=folder, env_arguments=arguments)
+    records = sorted(read_trajectories(folder), key=lambda r: r["episode"])
+    summary["returns"] = None if summary["mean_return"] is None else np.array([r["end"]["return"] for r in records])
+    return summary
+
+
+def _row(name: str, found: Mapping[str, Mapping[str, Any]], curve: list[tuple[float, float]], seeds: Sequence[Path]) -> dict[str, Any]:
+    s = found[name]
+    row: dict[str, Any] = {"agent": name} | _some(s)
+    row["greedy_equal_questions"] = None
+    row["gap_closed"] = row["gap_ci"] = None
+    if s["returns"] is not None:
+        questions, accuracy = zip(*sorted(curve), strict=True)
+        row["greedy_equal_questions"] = round(float(np.interp(s["mean_questions"], questions, accuracy)), 4)
+        low, high = found["random"]["returns"], found["greedy"]["returns"]
+        row["gap_closed"] = round(float((s["returns"].mean() - low.mean()) / (high.mean() - low.mean())), 4)
+        row["gap_ci"] = _interval(_gap_interval(s["returns"], low, high))
+    folder = next((d for d in seeds if d.name == name), None)
+    if folder is not None:
+        row |= _trained(folder)
+    return row
+
+
+def _trained(folder: Path) -> dict[str, Any]:
+    import json
+
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    last = lines[-1]
+    rates = [r["steps_per_second"] for r in lines if r.get("steps_per_second")]
+    return {"steps": last["steps"], "seconds": round(last["seconds"], 1), "steps_per_second": round(float(np.median(rates)))}
+
+
+def _gap_interval(mine: NDArray, low: NDArray, high: NDArray, resamples: int = 2000) -> tuple[float, float]:
+    pick = np.random.default_rng(0).integers(0, mine.size, (resamples, mine.size))
+    a, b, c = (x[pick].mean(1) for x in (mine, low, high))
+    return tuple(np.quantile((a - b) / (c - b), [0.025, 0.975]))
+
+
+def _greedy_curve(arguments: Mapping[str, Any], episodes: int) -> list[tuple[float, float]]:
+    tables = Setup(**arguments).tables
+    out = []
+    for confidence in CONFIDENCES[::3]:
+        s = evaluate(ENV, Greedy(tables, confidence), min(episodes, 2000), 0, env_arguments=arguments)
+        out.append((s["mean_questions"], s["accuracy"]))
+    return out
+
+
+def _arguments(base: KnowledgeBase) -> dict[str, Any]:
+    return {"knowledge": base, "noise": 0.0, "max_turns": 30}
+
+
+def _sampled(base: KnowledgeBase, confidence: float) -> dict[str, Any]:
+    arguments = _arguments(base) | {"split": "validation"}
+    return evaluate(ENV, Greedy(Setup(**arguments).tables, confidence, 0.0), SAMPLED, 0, env_arguments=arguments)
+
+
+def _some(s: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("accuracy", "mean_questions", "mean_cost", "mean_return")
+    return {k: v for key in keys for k, v in ((key, _rounded(s[key])), (f"{key}_ci", _interval(s[f"{key}_ci"])))}
+
+
+def _rounded(x: float | None) -> float | None:
+    return None if x is None else round(float(x), 4)
+
+
+def _interval(pair: Sequence[float] | None) -> str | None:
+    return None if pair is None else f"{pair[0]:.4f} to {pair[1]:.4f}"
+
+
+def _write(stem: Path, rows: Sequence[Mapping[str, Any]], notes: Sequence[str], command: str, *packages: str) -> None:
+    """STEM.csv for programs and STEM.md for people, with where the numbers come from."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    columns = list(dict.fromkeys(k for r in rows for k in r))
+    with stem.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    cells = [["" if r.get(c) is None else str(r[c]) for c in columns] for r in rows]
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns), *("| " + " | ".join(c) + " |" for c in cells)]
+    text = [f"# {stem.name.replace('_', ' ')}", "", *notes, "", *lines, "", *provenance(command, *packages)]
+    stem.with_suffix(".md").write_text("\n".join(text).replace("\nCommand", "\n\nCommand", 1) + "\n", encoding="utf-8")
+    click.echo(f"written: {stem}.csv and .md")
+
+
+def _plot_curve(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    ordered = sorted(rows, key=lambda r: r["mean_questions"])
+    axes.plot([r["mean_questions"] for r in ordered], [r["accuracy"] for r in ordered], "o-", label="greedy, real test patients")
+    axes.plot(
+        [r["sampled_questions"] for r in ordered],
+        [r["sampled_accuracy"] for r in ordered],
+        "--",
+        color="0.6",
+        label="greedy, sampled patients",
+    )
+    axes.axhline(ordered[0]["oracle_accuracy"], color="tab:green", linestyle=":", label="oracle (all findings), real")
+    for r in ordered:
+        if r["chosen"]:
+            axes.annotate(
+                f"chosen: {r['accuracy']:.4f} at {r['mean_questions']:.2f}",
+                (r["mean_questions"], r["accuracy"]),
+                (10, -25),
+                textcoords="offset points",
+                arrowprops={"arrowstyle": "->"},
+            )
+    axes.set_xlabel("mean questions")
+    axes.set_ylabel("top-1 accuracy")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(file, dpi=120)
+
+
+if __name__ == "__main__":
+    try:
+        main(standalone_mode=False)
+    except (MedenvError, click.ClickException) as error:
+        sys.exit(f"{error}")

@@ -12,7 +12,12 @@ from hypothesis import HealthCheck, settings
 from medenv.knowledge.base import Condition, Finding, KnowledgeBase, Link
 
 settings.register_profile(
-    "medenv", deadline=None, derandomize=True, database=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.differing_executors]
+    "medenv",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.differing_executors],
 )
 settings.load_profile("medenv")
 
@@ -34,7 +39,15 @@ def tiny_base() -> KnowledgeBase:
         findings=(
             Finding("fever", "fever", background=(0.95, 0.05), complaint=1.0),
             Finding("cough", "cough", background=(0.9, 0.1), complaint=1.0),
-            Finding("cough_type", "cough type", "categorical", ("dry", "wet", "barking"), parent="cough", activated_by=("yes",), background=(0.5, 0.4, 0.1)),
+            Finding(
+                "cough_type",
+                "cough type",
+                "categorical",
+                ("dry", "wet", "barking"),
+                parent="cough",
+                activated_by=("yes",),
+                background=(0.5, 0.4, 0.1),
+            ),
             Finding("spots", "spots", "multi_choice", ("none", "face", "back"), background=(0.8, 0.1, 0.1)),
             Finding("pregnant", "pregnant", sex="female", background=(0.9, 0.1)),
             Finding(

@@ -224,7 +224,8 @@ def _network(gum, tables: Compiled, cell: int):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize(
-    ("base", "noise", "difficulty"), [("tiny", 0.1, 0.0), ("synthetic:12x30", 0.05, 0.0), ("synthetic:30x60", 0.0, 0.7), ("builtin", 0.02, 0.0)]
+    ("base", "noise", "difficulty"),
+    [("tiny", 0.1, 0.0), ("synthetic:12x30", 0.05, 0.0), ("synthetic:30x60", 0.0, 0.7), ("builtin", 0.02, 0.0)],
 )
 def test_belief__is_calibrated_at_every_turn(base: str, noise: float, difficulty: float) -> None:
     tables = compiled(tiny_base() if base == "tiny" else knowledge_base(base), noise, difficulty)

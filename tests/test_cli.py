@@ -56,7 +56,8 @@ def test_help__says_that_it_is_a_simulator_and_comes_at_once(capsys: pytest.Capt
 
 
 def test_import__loads_nothing_heavy() -> None:
-    code = "import sys, medenv, medenv.cli; print([m for m in ('torch', 'ray', 'transformers', 'matplotlib', 'rich', 'scipy') if m in sys.modules])"
+    heavy = ("torch", "ray", "transformers", "matplotlib", "rich", "scipy")
+    code = f"import sys, medenv, medenv.cli; print([m for m in {heavy} if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert ran.stdout.strip() == "[]"
 
@@ -139,7 +140,7 @@ def test_list__names_everything(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_evaluate__prints_json_or_lines_and_keeps_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["evaluate", ID, *SMALL, "--agent", "greedy", "--episodes", "20", "--seed", "1", "--max-turns", "6", "--output", str(tmp_path / "run")]
+    command = ["evaluate", ID, *SMALL, "--episodes", "20", "--seed", "1", "--max-turns", "6", "--output", str(tmp_path / "run")]
     assert main([*command, "--json"]) == 0
     summary = last_json(capsys.readouterr().out)
     assert summary["episodes"] == 20 and summary["arguments"]["max_turns"] == 6 and len(summary["accuracy_ci"]) == 2
@@ -199,7 +200,7 @@ def test_play__a_consultation_to_its_end() -> None:
     result = play(ID, 3, {"knowledge": "synthetic:12x30"}, lambda _: next(typed), said.append)
     assert result is not None and result["diagnosis"] == "condition-003" and result["questions"] == 1
     text = "\n".join(said)
-    assert "nats" in text and "The patient had" in text and "not medical advice" in text and "99 is not a choice" in text
+    assert "nats" in text and "The patient had" in text and "Not medical advice" in text and "99 is not a choice" in text
     typed = iter(["refer"])
     referred = play(ID, 3, {"knowledge": "synthetic:12x30"}, lambda _: next(typed), said.append)
     assert referred is not None and referred["diagnosis"] is None and not referred["correct"]

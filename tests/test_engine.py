@@ -59,11 +59,28 @@ def loaded() -> list[Case]:
 )
 def test_batch__equals_its_consultations(seed, base, mix, noise, mode, turns, split, observe, num) -> None:  # type: ignore[no-untyped-def]
     check_batch(
-        ID, mode, num, 25, seed, knowledge=base, reward=mix, noise=noise, max_turns=turns, split=split, observe_belief=observe, persona="brief"
+        ID,
+        mode,
+        num,
+        25,
+        seed,
+        knowledge=base,
+        reward=mix,
+        noise=noise,
+        max_turns=turns,
+        split=split,
+        observe_belief=observe,
+        persona="brief",
     )
 
 
-@given(seed=st.integers(0, 2**31), mode=st.sampled_from(MODES), mix=st.sampled_from(MIXES), noise=st.sampled_from([0.0, 0.3]), num=st.integers(1, 7))
+@given(
+    seed=st.integers(0, 2**31),
+    mode=st.sampled_from(MODES),
+    mix=st.sampled_from(MIXES),
+    noise=st.sampled_from([0.0, 0.3]),
+    num=st.integers(1, 7),
+)
 def test_batch_of_loaded_cases__equals_its_consultations(seed, mode, mix, noise, num) -> None:  # type: ignore[no-untyped-def]
     check_batch(ID, mode, num, 25, seed, knowledge=strict_base(), cases=loaded(), split="all", reward=mix, noise=noise, max_turns=5)
 
@@ -174,7 +191,7 @@ def test_last_turn__leaves_only_diagnosing_and_referring(turns: int) -> None:
         seen, _, done, *_ = env.step(int(np.flatnonzero(seen["action_mask"])[0]))
         assert not done
     assert seen["turns_left"][0] == 1 and not seen["action_mask"][:Q].any() and seen["action_mask"][Q:].all()
-    seen, reward, done, cut, info = env.step(0)
+    seen, _reward, done, cut, info = env.step(0)
     assert done and not cut and seen["turns_left"][0] == 0
     assert info["components"]["accuracy"] == 0.0 and info["invalid_actions"] == 1, "the budget's end is an end without a diagnosis"
     assert "truth" in info
@@ -277,7 +294,9 @@ def test_component_that_cannot_be_scored__is_none_and_adds_nothing(num: int) -> 
 
 
 def test_unknown_answer__takes_a_turn_and_pays_nothing() -> None:
-    env = make(knowledge=strict_base(), cases=[Case(30, "female", "primary", "one", {})], split="all", reward="information_gain - question_cost")
+    env = make(
+        knowledge=strict_base(), cases=[Case(30, "female", "primary", "one", {})], split="all", reward="information_gain - question_cost"
+    )
     seen, info = env.reset(seed=0)
     assert seen["complaint"] == env.num_questions and "not feeling well" in info["reply"]
     after, reward, _, _, info = env.step(1)
@@ -313,7 +332,18 @@ def test_differential__is_the_doctors_own_or_none() -> None:
     assert env.step(env.num_questions)[4]["differential"] is None, "it does not stay for the next patient"
 
 
-@pytest.mark.parametrize(("argument", "value", "words"), [("max_turns", 0, "max_turns is 0"), ("noise", 0.7, "noise"), ("split", "dev", "split")])
+@pytest.mark.parametrize(
+    ("argument", "value", "words"),
+    [
+        ("max_turns", 0, "max_turns is 0"),
+        ("max_turns", 2.7, "integer"),
+        ("max_turns", "x", "integer"),
+        ("noise", "a", "noise is 'a'"),
+        ("difficulty", None, "difficulty is None"),
+        ("noise", 0.7, "noise"),
+        ("split", "dev", "split"),
+    ],
+)
 def test_bad_argument__is_refused_in_words(argument: str, value: object, words: str) -> None:
     with pytest.raises(MedenvError, match=words):
         make(**{argument: value})

@@ -113,6 +113,24 @@ def test_batch_seed__is_the_scalar_seed_plus_i() -> None:
         assert not difference({k: v[i] for k, v in first.items()}, single)
 
 
+def test_masked_reset_and_missing_seeds__leave_the_other_streams_alone() -> None:
+    batch = gym.make_vec(ID, 3, "vector_entry_point", autoreset_mode="Disabled", **SMALL)
+
+    def later(**first) -> list[str]:  # type: ignore[no-untyped-def]
+        batch.reset(seed=0)
+        batch.reset(**first)
+        batch.reset()
+        return batch.case_ids()
+
+    mask = np.array([False, True, False])
+    usual, masked, none = later(), later(seed=50, options={"reset_mask": mask}), later(seed=[None, 51, None])
+    batch.reset(seed=0)
+    batch.reset()
+    assert masked[0] == batch.case_ids()[0] and masked[2] == batch.case_ids()[2], "one reset fewer, the same stream"
+    assert none[0] == usual[0] and none[2] == usual[2]
+    assert masked[1] == none[1] != usual[1]
+
+
 def test_seeds__continue_or_start_again() -> None:
     env = gym.make(ID, **SMALL).unwrapped
     env.reset(seed=5)
@@ -222,7 +240,11 @@ def test_preset_without_its_data__says_what_to_do(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"knowledge": "bultin"}, "did you mean 'builtin'"), ({"persona": "plan"}, "did you mean 'plain'"), ({"cases": "sample"}, "did you mean 'sampled'")],
+    [
+        ({"knowledge": "bultin"}, "did you mean 'builtin'"),
+        ({"persona": "plan"}, "did you mean 'plain'"),
+        ({"cases": "sample"}, "did you mean 'sampled'"),
+    ],
 )
 def test_unknown_name__proposes_the_closest(arguments: dict, words: str) -> None:
     with pytest.raises(UnknownName, match=words):

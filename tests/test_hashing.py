@@ -59,5 +59,3 @@ def test_draws__are_uniform() -> None:
     counts = np.histogram(u, 20, (0, 1))[0]
     assert ((counts - 10_000) ** 2 / 10_000).sum() < 43.8  # chi-square, 19 degrees of freedom, p = .001
     assert abs(np.corrcoef(u[:-1], u[1:])[0, 1]) < 0.01
-
-

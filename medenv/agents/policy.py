@@ -33,6 +33,7 @@ FORMAT = 1  # of the policy directory
 FLOOR = 1e-6  # of a belief inside a logarithm
 DECADES = 12  # age groups that the tracker tells apart
 FORCED = 30.0  # the gate's logit where no question is open
+CLOSED = -60.0  # logit of a masked question: e-27 and no less, because exp of far smaller numbers is ten times slower
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Heads(NamedTuple):
     question: Tensor  # [N, Q] log P(question | ask), masked
     diagnosis: Tensor  # [N, D] log P(diagnosis | stop)
     value: Tensor  # [N]
+    open: Tensor  # [N, Q] bool, the questions that may be asked
 
 
 class Policy(nn.Module):
@@ -89,11 +91,11 @@ class Policy(nn.Module):
         entropy = -(belief * log_belief).sum(1, keepdim=True)
         x = torch.cat([belief, log_belief * 0.2 + 1.0, top, entropy, context], 1)
         h = torch.relu(self.inputs(x))
-        question = (self.question(h) + self.question_belief(belief)).masked_fill(~open_, -1e9)
+        question = (self.question(h) + self.question_belief(belief)).masked_fill(~open_, CLOSED)
         gate = torch.where(open_.any(1), self.gate(h).squeeze(1), FORCED)
         diagnosis = self.sharpness * log_belief + self.diagnosis(h)
         value = self.likeliest * top.squeeze(1) + self.value(torch.relu(self.critic(x))).squeeze(1)
-        return Heads(gate, log_softmax(question, 1), log_softmax(diagnosis, 1), value)
+        return Heads(gate, log_softmax(question, 1), log_softmax(diagnosis, 1), value, open_)
 
 
 class Tracker(nn.Module):
@@ -112,7 +114,7 @@ class Tracker(nn.Module):
 
     def forward(self, evidence: Tensor, complaint: Tensor, demographics: Tensor) -> Tensor:
         """Log-probabilities; see the class."""
-        channels = torch.cat([evidence == 1, evidence == 0], 1).to(torch.float32)
+        channels = torch.cat([evidence == 1, evidence == 0], 1).to(self.evidence.dtype)
         decade = (demographics[:, 0] / 10).long().clamp(0, DECADES - 1)
         cell = (demographics[:, 2].long() * DECADES + decade) * 2 + demographics[:, 1].long()
         return log_softmax(channels @ self.evidence + self.complaint[complaint] + self.cell[cell], 1)
@@ -129,9 +131,9 @@ def context(observation: Mapping[str, NDArray], architecture: Architecture) -> N
 
 
 def believe(observation: Mapping[str, NDArray], tracker: Tracker | None) -> Tensor:
-    """float32 [N, D]: the observed belief, or the tracker's (without gradient)."""
+    """[N, D]: the observed belief, or the tracker's (without gradient)."""
     if tracker is None:
-        return torch.from_numpy(np.ascontiguousarray(observation["belief"], np.float32))
+        return torch.from_numpy(np.ascontiguousarray(observation["belief"]))
     with torch.no_grad():
         return tracker(*tracked(observation)).exp()
 
@@ -151,7 +153,8 @@ def open_questions(observation: Mapping[str, NDArray], num_questions: int) -> ND
 def decide(heads: Heads) -> NDArray[np.int64]:
     """Greedy actions [N]: stop where P(stop) > 1/2, with the likeliest diagnosis, else ask the likeliest question."""
     Q = heads.question.shape[1]
-    return torch.where(heads.gate > 0, Q + heads.diagnosis.argmax(1), heads.question.argmax(1)).numpy()
+    question = heads.question.masked_fill(~heads.open, -torch.inf).argmax(1)
+    return torch.where(heads.gate > 0, Q + heads.diagnosis.argmax(1), question).numpy()
 
 
 def sample(heads: Heads, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -159,7 +162,7 @@ def sample(heads: Heads, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     n, Q = heads.question.shape
     u = torch.rand((2, n), generator=generator)
     stop = u[0] < torch.sigmoid(heads.gate)
-    action = torch.where(stop, Q + _draw(heads.diagnosis, u[1]), _draw(heads.question, u[1]))
+    action = torch.where(stop, Q + _draw(heads.diagnosis.exp(), u[1]), _draw(heads.question.exp() * heads.open, u[1]))
     return action, log_probability_of(heads, action)
 
 
@@ -182,13 +185,14 @@ def entropy_of(heads: Heads) -> Tensor:
 class PolicyDoctor:
     """A trained policy as a doctor: greedy and deterministic. The differential is its diagnosis distribution without the sharpening.
 
-    A policy that was trained with the belief observed works it out from the tables where an observation does not hold it.
+    It computes in float64, so that what a matrix product rounds otherwise in another batch decides nothing. A policy that was
+    trained with the belief observed works it out from the tables where an observation does not hold it.
     """
 
     name = "ppo"
 
     def __init__(self, policy: Policy, tracker: Tracker | None, tables: Compiled) -> None:
-        self.policy, self.tracker, self.tables = policy.eval(), tracker, tables
+        self.policy, self.tracker, self.tables = policy.double(), None if tracker is None else tracker.double(), tables
 
     @torch.no_grad()
     def act(self, observation: Mapping[str, NDArray]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -196,10 +200,9 @@ class PolicyDoctor:
         a = self.policy.architecture
         if a.observe_belief and "belief" not in observation:
             observation = {**observation, "belief": posterior(observed_scores(self.tables, observation))[0]}
-        seen = believe(observation, self.tracker)
-        heads = self.policy(seen, torch.from_numpy(context(observation, a)), torch.from_numpy(open_questions(observation, a.num_questions)))
-        sharpness = self.policy.sharpness.clamp_min(1.0).double()
-        return decide(heads), torch.softmax(heads.diagnosis.double() / sharpness, 1).numpy()
+        seen, about = believe(observation, self.tracker).double(), torch.from_numpy(context(observation, a)).double()
+        heads = self.policy(seen, about, torch.from_numpy(open_questions(observation, a.num_questions)))
+        return decide(heads), torch.softmax(heads.diagnosis / self.policy.sharpness.clamp_min(1.0), 1).numpy()
 
 
 def policy_files(policy: Policy, tracker: Tracker | None, fingerprint: str, base: str, env: Mapping[str, Any]) -> dict[str, bytes]:
@@ -255,12 +258,12 @@ def _linear(inputs: int, outputs: int, gain: float, generator: torch.Generator |
     return layer
 
 
-def _draw(log_p: Tensor, u: Tensor) -> Tensor:
-    """Categories [N] by inversion of uniform numbers [N]; a masked category is never drawn."""
-    total = log_p.exp().cumsum(1)
+def _draw(weights: Tensor, u: Tensor) -> Tensor:
+    """Categories [N] by inversion of uniform numbers [N]; a category of weight 0 is never drawn."""
+    total = weights.cumsum(1)
     last = total[:, -1]
     below = torch.minimum(u * last, torch.nextafter(last, torch.zeros_like(last)))  # rounded up to `last`, it would pass every category
-    return torch.searchsorted(total, below[:, None], right=True).squeeze(1)
+    return torch.searchsorted(total, below[:, None], right=True).squeeze(1).clamp(max=weights.shape[1] - 1)
 
 
 def _entropy(log_p: Tensor) -> Tensor:

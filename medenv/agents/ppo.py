@@ -62,7 +62,7 @@ class PPOSettings:
     minibatch: int = 1024  # transitions per gradient step
     epochs: int = 2  # passes over each rollout
     gamma: float = 1.0  # discount; consultations are short and end by themselves
-    gae_lambda: float = 0.95  # bias against variance of the advantages
+    gae_lambda: float = 0.3  # low: the value starts from max belief, so that its bias is small and its lower variance pays
     clip: float = 0.2  # of the probability ratio
     value_coefficient: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # gradients are scaled down to it

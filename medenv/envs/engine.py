@@ -9,6 +9,7 @@ Does not cover: Gymnasium's interface (`consult`, `vector`), words (`medenv.pati
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,10 +102,11 @@ class Engine:
 
     # Starting
 
-    def seed(self, seeds: NDArray[np.integer] | list[int]) -> None:
-        """Start stream i from seed i; the first episode of each comes next."""
-        self.stream = np.array([mix(seed_for(int(s), "stream")) for s in seeds], np.uint64)
-        self.episode = np.zeros(self.num, np.uint64)
+    def seed(self, seeds: NDArray[np.integer] | Sequence[int], who: NDArray[np.integer] | None = None) -> None:
+        """Start streams `who` (default all) from one seed each; the first episode of each comes next."""
+        who = self._everyone if who is None else who
+        self.stream[who] = np.array([mix(seed_for(int(s), "stream")) for s in seeds], np.uint64)
+        self.episode[who] = 0
 
     def begin(self, who: NDArray[np.integer] | None = None, handles: NDArray[np.uint64] | None = None) -> None:
         """Start consultations `who` (default all) on given cases, or on the next ones of their streams."""

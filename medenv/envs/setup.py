@@ -18,7 +18,7 @@ from medenv.cases.named import case_source
 from medenv.cases.sampled import SampledCases
 from medenv.cases.source import ALL, CaseSource
 from medenv.envs.engine import Engine
-from medenv.errors import CaseError, KnowledgeError
+from medenv.errors import CaseError, KnowledgeError, MedenvError
 from medenv.knowledge.base import KnowledgeBase
 from medenv.knowledge.compiled import Compiled, compiled
 from medenv.knowledge.named import knowledge_base
@@ -56,6 +56,8 @@ class Setup:
         self.source = case_source(cases, self.tables, split)
         self.rewards = parse_mix(reward)
         self.patient = ScriptedPatient(self.base, persona)
+        if isinstance(max_turns, bool) or not isinstance(max_turns, int | np.integer):
+            raise MedenvError(f"max_turns is {max_turns!r}: give an integer of at least 1")
         self.max_turns, self.observe_belief = int(max_turns), bool(observe_belief)
         self.num_questions, self.num_conditions = self.tables.num_questions, self.tables.num_conditions
         self.num_actions = self.num_questions + self.num_conditions + 1

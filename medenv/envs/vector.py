@@ -90,18 +90,19 @@ class ConsultVectorEnv(gym.vector.VectorEnv[dict[str, Any], NDArray, NDArray]):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Start all consultations (or those of `options["reset_mask"]`); `options["case"]`: one id, or a list of N ids."""
         options_ = check_options(options)
-        self._seed(seed)
         mask = options_.get("reset_mask")
-        who = np.arange(self.num_envs) if mask is None else np.flatnonzero(mask)
         if mask is not None and np.shape(mask) != (self.num_envs,):
             raise MedenvError(f"reset_mask has shape {np.shape(mask)}, not ({self.num_envs},)")
+        who = np.arange(self.num_envs) if mask is None else np.flatnonzero(mask)
+        self._seed(seed, who)
         case = options_.get("case")
         self.engine.begin(who, None if case is None else self.setup.handles(case, who.size))
         self._needs_reset[who] = False
         self._row = np.full(self.num_envs, NONE)
         return self._observation(), {}
 
-    def _seed(self, seed: int | list[int | None] | None) -> None:
+    def _seed(self, seed: int | list[int | None] | None, who: NDArray[np.integer]) -> None:
+        """Start the streams of `who`; where there is no seed, a stream goes on."""
         if seed is None and self._seeded:
             return
         if isinstance(seed, list | tuple | np.ndarray):
@@ -117,7 +118,8 @@ class ConsultVectorEnv(gym.vector.VectorEnv[dict[str, Any], NDArray, NDArray]):
         if seed is not None and not isinstance(seed, list | tuple | np.ndarray):
             self._np_random, self._np_random_seed = gym.utils.seeding.np_random(int(seed))
         fresh = int(self.np_random.integers(1 << 62)) if None in given else 0
-        self.engine.seed([s if s is not None else seed_for(draw(fresh, i)) for i, s in enumerate(given)])
+        some = [i for i in who.tolist() if given[i] is not None] if self._seeded else list(range(self.num_envs))
+        self.engine.seed([s if (s := given[i]) is not None else seed_for(draw(fresh, i)) for i in some], np.array(some, np.intp))
         self._seeded = True
 
     def step(self, actions: NDArray) -> tuple[dict[str, Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:

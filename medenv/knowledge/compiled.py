@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from numbers import Real
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,9 +135,9 @@ def compiled(base: KnowledgeBase, noise: float = 0.0, difficulty: float = 0.0, s
     condition's prevalence, 1 makes all conditions equally likely within a demographic cell. setting: one of the base's,
     or None for their mixture.
     """
-    if not 0.0 <= noise <= 0.5:
+    if not isinstance(noise, Real) or not 0.0 <= noise <= 0.5:
         raise KnowledgeError(f"noise is {noise!r}: give a probability in [0, 0.5]")
-    if not 0.0 <= difficulty <= 1.0:
+    if not isinstance(difficulty, Real) or not 0.0 <= difficulty <= 1.0:
         raise KnowledgeError(f"difficulty is {difficulty!r}: give a number in [0, 1]")
     if setting is not None and setting not in base.settings:
         raise unknown("setting", setting, base.settings)

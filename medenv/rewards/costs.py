@@ -32,7 +32,7 @@ class QuestionCost:
 
 @dataclass(frozen=True)
 class InvalidAction:
-    """1 for an action that was masked or out of range, else 0. It takes a turn besides."""
+    """1 for an action that was masked or out of range, else 0. It takes a turn besides. Fixtures: masked 1, valid 0."""
 
     name: ClassVar[str] = "invalid_action"
     when: ClassVar[str] = "invalid"

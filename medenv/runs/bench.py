@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from statistics import median
 from typing import Any
 
 from medenv.errors import MedenvError, unknown
+from medenv.runs.provenance import commit, hardware, versions
 
 BASES = ("builtin", "synthetic:200x500")
 NUM, CARTPOLES, REPEATS = 1024, 128, 5
@@ -38,7 +38,7 @@ Row = dict[str, Any]
 
 
 def bench(names: Sequence[str] = (), progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
-    """Run benchmarks (none named: all): {hardware, versions, commit, command, rows}. UnknownName for another name.
+    """Run benchmarks (none named: all): {command, commit, hardware, versions, rows}. UnknownName for another name.
 
     A row: `benchmark`, `case`, `unit`, `median`, `min`, `max`, `repeats`, and `ratio` or `note` where there is one.
     """
@@ -51,21 +51,19 @@ def bench(names: Sequence[str] = (), progress: Callable[[int, int], None] | None
         rows += _in_a_fresh_process(name)
         if progress is not None:
             progress(done, len(chosen))
-    import medenv
-
     return {
-        "hardware": _hardware(),
-        "versions": _versions() | {"medenv": medenv.__version__},
-        "commit": _commit(),
         "command": " ".join(["medenv bench", *names]),
+        "commit": commit(),
+        "hardware": hardware(),
+        "versions": versions("numpy", "gymnasium"),
         "rows": rows,
     }
 
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The report as a Markdown table with what it was measured on."""
-    versions = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
-    lines = [f"`{report['command']}` at commit {report['commit'] or 'unknown'}", "", f"{report['hardware']}; {versions}", ""]
+    lines = [f"`{report['command']}` at commit {report['commit']}", ""]
+    lines += [f"{report['hardware']}, one thread used; {report['versions']}", ""]
     lines += ["| benchmark | case | median | min | max | unit | note |", "| --- | --- | --: | --: | --: | --- | --- |"]
     for r in report["rows"]:
         note = r.get("note") or (f"{r['ratio']:.3g} x CartPole" if "ratio" in r else "")
@@ -235,34 +233,6 @@ def _row(benchmark: str, case: str, unit: str, values: Sequence[float]) -> Row:
 
 def _number(x: float) -> str:
     return f"{x:,.0f}" if x >= 1000 else f"{x:.3g}"
-
-
-def _hardware() -> str:
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
-        named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-        cpu = next(named, cpu)
-    return f"{cpu}, {os.cpu_count()} cores seen, one thread used, {platform.system()} {platform.machine()}"
-
-
-def _versions() -> dict[str, str]:
-    import gymnasium
-    import numpy
-
-    return {"Python": platform.python_version(), "numpy": numpy.__version__, "gymnasium": gymnasium.__version__}
-
-
-def _commit() -> str | None:
-    """The commit of the source tree, with "+" for changes since; None without git or outside a checkout."""
-    try:
-        here = Path(__file__).parent
-        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head + ("+" if changed else "")
 
 
 if __name__ == "__main__":

@@ -128,6 +128,9 @@ def _check_same(old: Record, new: Record) -> None:
         for key in ("reply", "ledger"):
             if a[key] != b[key]:
                 raise RunError(f"case {case}, turn {number}: the {key} is {b[key]!r} here, {a[key]!r} on record: not to be scored again")
+    for key in ("truth", "diagnosis", "questions"):
+        if old["end"][key] != new["end"][key]:
+            raise RunError(f"case {case}: {key} is {new['end'][key]!r} here and {old['end'][key]!r} on record: the record was changed")
 
 
 def _save(folder: Path, new: list[Record], source: str | Path) -> None:

@@ -187,7 +187,7 @@ def test_oracle__reads_loaded_sets_and_unknowns() -> None:
         ("gredy", "did you mean 'greedy'"),
         ("", "unknown agent ''"),
         ("random:3", "unknown agent"),
-        ("oracle", "unknown agent"),
+        ("oracle", "evaluator"),
         ("ppo", "unknown agent"),
     ],
 )

@@ -293,14 +293,15 @@ def test_component_that_cannot_be_scored__is_none_and_adds_nothing(num: int) -> 
     check_batch(ID, "NextStep", 3, 20, knowledge="synthetic:5x24", reward=mix, max_turns=5)
 
 
-def test_unknown_answer__takes_a_turn_and_pays_nothing() -> None:
+def test_unknown_answer__takes_a_turn_gains_nothing_and_costs() -> None:
     env = make(
         knowledge=strict_base(), cases=[Case(30, "female", "primary", "one", {})], split="all", reward="information_gain - question_cost"
     )
     seen, info = env.reset(seed=0)
     assert seen["complaint"] == env.num_questions and "not feeling well" in info["reply"]
     after, reward, _, _, info = env.step(1)
-    assert reward == 0 and info["reply"] == "I don't know." and info["scored"]
+    assert reward == -1.0 and info["components"]["information_gain"] == 0.0  # nothing gained, the question costs all the same
+    assert info["reply"] == "I don't know." and info["scored"]
     assert after["asked"][1] and not after["action_mask"][1] and (after["evidence"] == seen["evidence"]).all()
 
 

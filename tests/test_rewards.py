@@ -29,6 +29,7 @@ def transition(**changes: Any) -> Transition:
     after = np.array([[0.9, 0.1, 0.0], [0.1, 0.1, 0.8], [0.2, 0.2, 0.6]], np.float32)
     values: dict[str, Any] = {
         "question": np.array([4, -1, -1]),
+        "asked": np.array([True, False, False]),
         "answered": np.array([True, False, False]),
         "invalid": np.array([False, True, False]),
         "diagnosis": np.array([-1, -1, 2]),
@@ -103,7 +104,7 @@ def test_components__sum_to_the_reward_and_one_equals_many(which: int, weights: 
     assert total == pytest.approx(sum(components.values()), abs=1e-9)
     for i in range(t.ended.size):
         one = Transition(**{f.name: v[i : i + 1] if (v := getattr(t, f.name)) is not None else None for f in dataclasses.fields(t)})
-        flags = [f for f in ("answered", "ended", "invalid") if getattr(one, f)[0]]
+        flags = [f for f in ("asked", "answered", "ended", "invalid") if getattr(one, f)[0]]
         paid, parts = mix.score_one(one, flags)
         assert paid == total[i] and all(parts[k] == components[k][i] for k in components)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -18,11 +19,11 @@ from medenv.hashing import draw
 SMALL = {"knowledge": "synthetic:6x20", "max_turns": 5}
 
 
-def make(**arguments):
+def make(**arguments: Any) -> gym.Env:
     return gym.make("MedConsult-v0", **SMALL, **arguments)
 
 
-def choose(mask, *where):
+def choose(mask: Any, *where: int) -> int:
     """A valid action, hashed."""
     open_ = np.flatnonzero(mask)
     key = 7
@@ -34,18 +35,18 @@ def choose(mask, *where):
 @pytest.mark.parametrize("wrapper", [FlatObservation, RLlibObservation])
 @pytest.mark.parametrize("observe_belief", [False, True])
 @pytest.mark.filterwarnings("ignore:.*is different from the unwrapped version")  # a wrapper is what is checked here
-def test_wrapper__passes_the_checker(wrapper, observe_belief):
+def test_wrapper__passes_the_checker(wrapper: Any, observe_belief: bool) -> None:
     check_env(wrapper(make(observe_belief=observe_belief)), skip_render_check=True)
 
 
 @pytest.mark.parametrize("wrapper", [FlatObservation, RLlibObservation])
-def test_wrapper__is_made_again_from_its_spec(wrapper):
+def test_wrapper__is_made_again_from_its_spec(wrapper: Any) -> None:
     spec = wrapper(make()).spec
     assert isinstance(gym.make(spec), wrapper)
     assert pickle.loads(pickle.dumps(spec)) == spec
 
 
-def test_flat__holds_every_part_scaled():
+def test_flat__holds_every_part_scaled() -> None:
     env = FlatObservation(make(observe_belief=True))
     flat, _ = env.reset(seed=3)
     inner = env.unwrapped
@@ -63,7 +64,7 @@ def test_flat__holds_every_part_scaled():
     assert after[-inner.num_conditions - 1] == pytest.approx(4 / 5)
 
 
-def test_flat__scalar_equals_batch():
+def test_flat__scalar_equals_batch() -> None:
     n, turns = 6, 12
     batch = FlatVectorObservation(gym.make_vec("MedConsult-v0", num_envs=n, observe_belief=True, **SMALL))
     alone = [FlatObservation(make(observe_belief=True)) for _ in range(n)]
@@ -85,7 +86,7 @@ def test_flat__scalar_equals_batch():
         ended = now
 
 
-def test_flat__final_observation_of_same_step_is_flat():
+def test_flat__final_observation_of_same_step_is_flat() -> None:
     batch = FlatVectorObservation(gym.make_vec("MedConsult-v0", num_envs=3, autoreset_mode=AutoresetMode.SAME_STEP, **SMALL))
     batch.reset(seed=1)
     refer = np.full(3, batch.single_action_space.n - 1)
@@ -97,14 +98,14 @@ def test_flat__final_observation_of_same_step_is_flat():
     np.testing.assert_allclose(seen[:, turns_left], 1.0)
 
 
-def test_flat__a_foreign_batch_is_refused():
+def test_flat__a_foreign_batch_is_refused() -> None:
     with pytest.raises(MedenvError, match="wrap each consultation with FlatObservation"):
         FlatVectorObservation(gym.make_vec("CartPole-v1", num_envs=2))
     with pytest.raises(MedenvError, match="flat observations are made from"):
         FlatObservation(gym.make("CartPole-v1"))
 
 
-def test_rllib__has_flat_observations_and_the_mask():
+def test_rllib__has_flat_observations_and_the_mask() -> None:
     env, flat = RLlibObservation(make()), FlatObservation(make())
     seen, _ = env.reset(seed=9)
     np.testing.assert_array_equal(seen["observations"], flat.reset(seed=9)[0])

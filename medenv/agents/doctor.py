@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from medenv.errors import unknown
+from medenv.errors import UnknownName, unknown
 from medenv.knowledge.compiled import Compiled
 
 Observation = Mapping[str, NDArray]
@@ -40,6 +40,8 @@ def agent_names() -> list[str]:
 def make_doctor(name: str, tables: Compiled, seed: int = 0) -> Doctor:
     """The doctor that `name` names, for one compiled base; UnknownName proposes the closest."""
     kind, _, rest = name.partition(":")
+    if name == "oracle":
+        raise UnknownName("'oracle' is no doctor but an evaluator that sees the whole case: use `medenv evaluate` or oracle_beliefs")
     if kind == "ppo" and rest:
         from medenv.agents.policy import load_doctor
 

@@ -19,7 +19,7 @@ TINY = 1e-30
 
 
 class _Group(NamedTuple):
-    product: NDArray  # [D, B + V + Q]: P(yes) of binary findings, P(value) of the others, h(answer | d)
+    product: NDArray  # [D, B + V + Q]: P(yes) of binary findings, P(value) of the others, h(answer | d) of both in that order
     rows: list[NDArray]  # per question, its rows in this cell
 
 
@@ -30,8 +30,9 @@ class InformationGain:
         self.tables = tables
         binary = np.array([f.type == "binary" for f in tables.base.findings])
         self._binary, self._other = np.flatnonzero(binary), np.flatnonzero(~binary)
-        widths = tables.num_values[self._other]
-        self._segment = np.concatenate([[0], np.cumsum(widths)[:-1]]).astype(np.intp) if widths.size else np.zeros(0, np.intp)
+        self._column = np.argsort(np.concatenate([self._binary, self._other]))
+        values = np.repeat(np.arange(self._other.size), tables.num_values[self._other])
+        self._segment = (values[:, None] == np.arange(self._other.size)).astype(np.float32)  # [V, others] sums over each one's values
         self._groups: dict[int, _Group] = {}
 
     def __call__(self, belief: NDArray, cell: NDArray[np.integer]) -> NDArray[np.float32]:
@@ -66,25 +67,22 @@ class InformationGain:
             rows = [np.arange(first[q], first[q] + t.num_values[q]) for q in range(t.num_questions)]
             value = t.probability[np.concatenate([rows[q] for q in self._other])] if self._other.size else np.zeros((0, t.num_conditions))
             plogp = -t.probability * np.log(np.maximum(t.probability, TINY))
-            given = np.stack([plogp[r].sum(0) for r in rows])
+            given = np.stack([plogp[rows[q]].sum(0) for q in (*self._binary, *self._other)])
             product = np.concatenate([t.probability[first[self._binary] + 1], value, given]).T
             self._groups[group] = _Group(np.ascontiguousarray(product, dtype=np.float32), rows)
         return self._groups[group]
 
     def _gain(self, belief: NDArray[np.float32], group: int) -> NDArray[np.float32]:
-        b, t = self._binary.size, self.tables
+        """[n, Q] for beliefs of one group of cells; columns are in the order binary, others until the last line."""
+        b, width = self._binary.size, self._binary.size + self._segment.shape[0]
         product = belief @ self._group(group).product
-        gain = product[:, -t.num_questions :]
-        np.negative(gain, out=gain)
-        yes = np.maximum(product[:, :b], TINY)
-        no = np.maximum(1.0 - yes, TINY, dtype=np.float32)
-        answer = yes * np.log(yes)
-        no *= np.log(no)
-        answer += no
-        out = np.empty_like(gain)
-        out[:, self._binary] = gain[:, self._binary] - answer
-        if self._other.size:
-            value = np.maximum(product[:, b : -t.num_questions], TINY)
-            value *= np.log(value)
-            out[:, self._other] = gain[:, self._other] - np.add.reduceat(value, self._segment, axis=1)
-        return np.maximum(out, 0.0, out=out)
+        answer, gain = product[:, :width], product[:, width:]
+        no = np.abs(np.subtract(np.float32(1.0), answer[:, :b]))
+        for p in (answer, no):
+            p += TINY  # log 0 is not met; larger numbers stay as they are
+            p *= np.log(p)
+        no += answer[:, :b]
+        gain[:, :b] += no
+        gain[:, b:] += answer[:, b:] @ self._segment
+        out = np.take(gain, self._column, axis=1, mode="clip")
+        return np.abs(out, out=out)  # minus the gain, up to rounding

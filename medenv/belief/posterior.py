@@ -9,6 +9,7 @@ Does not cover: choosing questions (`gain`) or keeping scores up to date during 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,6 +104,7 @@ def _wide_slots(tables: Compiled) -> list[tuple[int, int]]:
     return [(int(starts[q]), int(starts[q + 1])) for q in range(tables.num_questions) if tables.base.findings[q].type != "binary"]
 
 
+@lru_cache(maxsize=64)
 def _slot_tables(tables: Compiled, cell: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """[S, D] log-likelihood of a slot that is present, and of a binary slot that is absent (else 0)."""
     yes = np.zeros((tables.num_slots, tables.num_conditions))

@@ -31,8 +31,10 @@ def case_source(cases: str | Sequence[Case] | CaseSource, tables: Compiled, spli
         if kind == "ddxplus" and rest:
             return _loaded(rest, tables, split)
         raise unknown("case source", cases, KINDS)
-    if isinstance(cases, Sequence):
-        return LoadedCases(tables, list(cases), split)
+    if isinstance(cases, Sequence) and all(isinstance(c, Case) for c in cases):
+        return LoadedCases(tables, [c for c in cases if isinstance(c, Case)], split)
+    if isinstance(cases, Sequence) or not hasattr(cases, "rows") or not hasattr(cases, "tables"):
+        raise CaseError(f"cases is {cases!r:.80}: give {', '.join(KINDS)}, a list of Case, or a case source")
     if cases.tables is not tables:
         raise CaseError("this case source was made for other tables: build it on the environment's own (env.unwrapped.tables)")
     return cases

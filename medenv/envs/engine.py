@@ -223,6 +223,7 @@ class Engine:
         referred = closed & (index == self.refer_action)
         transition = Transition(
             question=np.where(ask, index, NONE),
+            asked=ask,
             answered=answered,
             invalid=live & ~valid,
             diagnosis=np.where(closed & ~referred, index - self.Q, NONE),
@@ -237,6 +238,8 @@ class Engine:
             differential=self.differential,
         )
         reward, components = self.rewards.score(transition)
+        if self.differential is not None:  # it was for this turn; it stays only where it was the last word
+            self.differential = np.where(ended[:, None], self.differential, np.float32(np.nan))
         return Step(transition, reward, components, _scored(components, live), row)
 
     def step_one(self, action: int) -> StepOne:
@@ -247,6 +250,7 @@ class Engine:
         row, before, entropy = NONE, self.belief, self.entropy
         flags = [] if valid else ["invalid"]
         if ask:
+            flags.append("asked")
             row = source.row(int(self.handle[0]), int(self.truth[0]), int(self.cell[0]), action)
             scores = self.scores[0]
             scores += source.log_likelihood[row]
@@ -268,6 +272,7 @@ class Engine:
         referred = closed and action == self.refer_action
         transition = Transition(
             question=np.array([action]) if ask else _NEITHER,
+            asked=_TRUE if ask else _FALSE,
             answered=_TRUE if "answered" in flags else _FALSE,
             invalid=_FALSE if valid else _TRUE,
             diagnosis=np.array([action - self.Q]) if closed and not referred else _NEITHER,
@@ -282,6 +287,8 @@ class Engine:
             differential=self.differential,
         )
         reward, components = self.rewards.score_one(transition, flags)
+        if not ended:
+            self.differential = None
         return StepOne(row, reward, components, not valid, ended)
 
     def _disclose_one(self, question: int, row: int) -> None:

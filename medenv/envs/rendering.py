@@ -28,7 +28,7 @@ WIDTH, BAR = 100, 30  # characters
 HEIGHT_PX, WIDTH_PX = 720, 1280
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
-_LEFT, _RIGHT, _MARGIN, _SPLIT = 24, 1256, 24, 752  # pixels: the conversation ends at _SPLIT
+_LEFT, _RIGHT, _MARGIN, _SPLIT, _BUBBLE = 24, 1256, 24, 752, 500  # pixels: the conversation ends at _SPLIT
 _INK, _PALE, _PAPER, _LINE = (32, 36, 44), (112, 120, 132), (250, 250, 248), (214, 216, 220)
 _DOCTOR, _PATIENT, _BLUE, _ORANGE = (226, 236, 248), (255, 255, 255), (0, 114, 178), (213, 94, 0)  # the last two: Okabe and Ito 2008
 
@@ -107,7 +107,8 @@ def _ended(env: ConsultEnv) -> bool:
 def _heading(env: ConsultEnv) -> str:
     age, sex, setting = env.engine.demographics[0]
     base = env.setup.base
-    return f"Patient: {age:.0f} years, {SEXES[int(sex)]}, {list(base.settings)[int(setting)]} · turn {len(env.turns)} of {env.setup.max_turns} · {base.id}"
+    patient = f"Patient: {age:.0f} years, {SEXES[int(sex)]}, {list(base.settings)[int(setting)]}"
+    return f"{patient} · turn {len(env.turns)} of {env.setup.max_turns} · {base.id}"
 
 
 def _opening(env: ConsultEnv) -> str:
@@ -125,16 +126,20 @@ def _turns(env: ConsultEnv) -> list[_Turn]:
             out.append(_Turn(number, f"{meanings[action]} (invalid: not open)" if invalid else meanings[action], "", None))
         else:
             finding = setup.base.findings[action]
-            doctor = f"{finding.kind}: {finding.question or finding.name}"
-            out.append(_Turn(number, doctor, setup.patient.answer(finding, setup.values(row)), nats))
+            out.append(_Turn(number, finding.question or meanings[action], setup.patient.answer(finding, setup.values(row)), nats))
     return out
 
 
 def _turn_lines(turn: _Turn) -> list[str]:
     lines = textwrap.wrap(f"{turn.number:>3}. {turn.doctor}", WIDTH, subsequent_indent="     ")
     if turn.gain is not None:
-        lines += textwrap.wrap(f"{turn.reply} [{turn.gain:+.3f} nats]", WIDTH, initial_indent="     ", subsequent_indent="     ")
+        lines += textwrap.wrap(f"{turn.reply} [{_tidy(turn.gain, 3)} nats]", WIDTH, initial_indent="     ", subsequent_indent="     ")
     return lines
+
+
+def _tidy(nats: float, digits: int) -> str:
+    """A signed number of nats, without a minus before 0."""
+    return f"{round(nats, digits) + 0.0:+.{digits}f}"
 
 
 def _differential(env: ConsultEnv) -> list[tuple[str, float]]:
@@ -193,33 +198,36 @@ class _Page:
 
 
 def _draw_conversation(page: _Page, env: ConsultEnv, top: int, bottom: int) -> None:
-    """Bubbles, the newest at the bottom; the oldest turns give way, the opening stays."""
-    bubbles = [(False, _opening(env), "")]
+    """Bubbles, the newest turn at the bottom; the oldest turns give way, the opening stays."""
+    blocks = [[(False, page.wrap(_opening(env), 15, _BUBBLE), "")]]
     for turn in _turns(env):
-        bubbles.append((True, f"{turn.number}. {turn.doctor}", ""))
+        blocks.append([(True, page.wrap(f"{turn.number}. {turn.doctor}", 15, _BUBBLE), "")])
         if turn.gain is not None:
-            bubbles.append((False, turn.reply, f"{turn.gain:+.2f} nats"))
-    width = 500
-    lines = [page.wrap(words, 15, width) for _, words, _ in bubbles]
-    heights = [20 * len(line) + 18 for line in lines]
-    first, room = len(bubbles), bottom - top - heights[0] - 26
+            blocks[-1].append((False, page.wrap(turn.reply, 15, _BUBBLE), f"{_tidy(turn.gain, 2)} nats"))
+    heights = [sum(20 * len(lines) + 16 for _, lines, _ in block) for block in blocks]
+    first, room = len(blocks), bottom - top - heights[0] - 26
     while first > 1 and room >= heights[first - 1]:
         first -= 1
         room -= heights[first]
-    y = top
-    for i in [0, *range(first, len(bubbles))]:
-        by_doctor, _, note = bubbles[i]
-        wide = min(width, max(page.width(line, 15) for line in lines[i])) + 20
+    y = _draw_block(page, blocks[0], top)
+    if first > 1:
+        page.write(_LEFT + 10, y, "… earlier turns are not shown", 13, _PALE)
+        y += 26
+    for block in blocks[first:]:
+        y = _draw_block(page, block, y)
+
+
+def _draw_block(page: _Page, block: list[tuple[bool, list[str], str]], y: int) -> int:
+    """The bubbles (by the doctor?, lines, note) of one turn; returns where the next one begins."""
+    for by_doctor, lines, note in block:
+        wide = min(_BUBBLE, max(page.width(line, 15) for line in lines)) + 20
         x = _SPLIT - _MARGIN - wide if by_doctor else _LEFT
-        page.draw.rounded_rectangle((x, y, x + wide, y + heights[i] - 6), 8, fill=_DOCTOR if by_doctor else _PATIENT, outline=_LINE)
-        for k, line in enumerate(lines[i]):
-            page.write(x + 10, y + 4 + 20 * k, line, 15, width=width)
-        if note:
-            page.write(x + wide + 8, y + 5, note, 13, _PALE)
-        y += heights[i]
-        if i == 0 and first > 1:
-            page.write(_LEFT + 10, y, "… earlier turns are not shown", 13, _PALE)
-            y += 26
+        page.draw.rounded_rectangle((x, y, x + wide, y + 20 * len(lines) + 10), 8, fill=_DOCTOR if by_doctor else _PATIENT, outline=_LINE)
+        for k, line in enumerate(lines):
+            page.write(x + 10, y + 4 + 20 * k, line, 15, width=_BUBBLE)
+        page.write(x + wide + 8, y + 5, note, 13, _PALE)
+        y += 20 * len(lines) + 16
+    return y
 
 
 def _draw_differential(page: _Page, env: ConsultEnv, top: int) -> None:
@@ -237,8 +245,8 @@ def _draw_entropy(page: _Page, env: ConsultEnv, top: int, bottom: int) -> None:
     """Belief entropy after the opening and after each turn, as columns on one scale from 0."""
     gains = np.array([nats for _, _, nats in env.turns])
     entropy = float(env.engine.entropy[0]) + np.append(np.cumsum(gains[::-1])[::-1], 0.0)
-    page.write(_SPLIT + _MARGIN, top - 30, f"Belief entropy: {entropy[-1]:.2f} nats", 17)
-    left, highest = _SPLIT + _MARGIN, float(np.log(env.num_conditions))
+    left, highest = _SPLIT + _MARGIN, float(np.log(max(env.num_conditions, 2)))
+    page.write(left, top - 30, f"Belief entropy: {entropy[-1]:.2f} of at most {highest:.2f} nats", 17)
     step = (_RIGHT - left) / (env.setup.max_turns + 1)
     page.draw.rectangle((left, top, _RIGHT, bottom), fill=_PATIENT, outline=_LINE)
     for k, h in enumerate(np.clip(entropy / highest, 0.0, 1.0)):

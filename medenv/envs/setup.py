@@ -111,9 +111,9 @@ class Setup:
         return tuple(self.base.findings[q].values[s - self.tables.slot_start[q]] for s in slots)
 
 
-def check_options(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Reset options with unknown keys refused."""
-    extra = set(options or {}) - {"case", "reset_mask"}
+def check_options(options: Mapping[str, Any] | None, known: Sequence[str] = ("case",)) -> Mapping[str, Any]:
+    """Reset options, unknown ones refused."""
+    extra = set(options or {}) - set(known)
     if extra:
-        raise CaseError(f"reset options {sorted(extra)} are unknown: the only one is 'case'")
+        raise CaseError(f"reset options {sorted(extra)} are unknown here: use {' or '.join(known)}")
     return options or {}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from medenv.envs.engine import NONE, Engine, Step
 from medenv.envs.setup import Setup, check_options
-from medenv.errors import ActionError, EpisodeError, MedenvError
+from medenv.errors import ActionError, CaseError, EpisodeError, MedenvError
 from medenv.hashing import draw, seed_for
 from medenv.knowledge.compiled import IMPOSSIBLE
 
@@ -51,6 +51,7 @@ class ConsultVectorEnv(gym.vector.VectorEnv[dict[str, Any], NDArray, NDArray]):
         env = cls.__new__(cls)
         env._attach(setup, engine, AutoresetMode.DISABLED)
         env._needs_reset[:] = False
+        env._imagined = True
         return env
 
     def _attach(self, setup: Setup, engine: Engine, mode: AutoresetMode) -> None:
@@ -64,7 +65,7 @@ class ConsultVectorEnv(gym.vector.VectorEnv[dict[str, Any], NDArray, NDArray]):
         self._needs_reset, self._everybody = np.ones(self.num_envs, bool), np.ones(self.num_envs, bool)
         self._question: NDArray[np.integer] = np.full(self.num_envs, NONE)  # asked in the last step,
         self._row: NDArray[np.integer] = self._question  # and the row that answered
-        self._seeded = False
+        self._seeded, self._imagined = False, False
 
     @property
     def num_questions(self) -> int:
@@ -89,7 +90,7 @@ class ConsultVectorEnv(gym.vector.VectorEnv[dict[str, Any], NDArray, NDArray]):
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Start all consultations (or those of `options["reset_mask"]`); `options["case"]`: one id, or a list of N ids."""
-        options_ = check_options(options)
+        options_ = check_options(options, ("case", "reset_mask"))
         mask = options_.get("reset_mask")
         if mask is not None and np.shape(mask) != (self.num_envs,):
             raise MedenvError(f"reset_mask has shape {np.shape(mask)}, not ({self.num_envs},)")
@@ -140,7 +141,7 @@ class ConsultVectorEnv(gym.vector.VectorEnv[dict[str, Any], NDArray, NDArray]):
         self._needs_reset = ended.copy()
         info = self._info(step, ended, self._everybody if resetting is None else ~resetting)
         if self.autoreset_mode == AutoresetMode.SAME_STEP and ended.any():
-            info = {"final_obs": self._observation(), "_final_obs": ended, "final_info": info, "_final_info": ended}
+            info = {**info, "final_obs": self._observation(), "_final_obs": ended, "final_info": info, "_final_info": ended}
             self.engine.begin(np.flatnonzero(ended))
             self._needs_reset[:] = False
         return self._observation(), step.reward, ended, np.zeros(self.num_envs, bool), info
@@ -159,7 +160,8 @@ class ConsultVectorEnv(gym.vector.VectorEnv[dict[str, Any], NDArray, NDArray]):
             belief = np.zeros_like(step.transition.belief_after)
             belief[who] = step.transition.belief_after[who]
             info |= {"truth": np.where(ended, e.truth, NONE), "belief": belief}
-            info |= {"case": np.where(ended, e.handle, np.uint64(0))}
+            if not self._imagined:
+                info["case"] = np.where(ended, e.handle, np.uint64(0))
             if step.transition.differential is not None:
                 info["differential"] = np.where(ended[:, None], step.transition.differential, np.nan)
             info |= {f"_{k}": ended for k in ("truth", "belief", "case", "differential") if k in info}
@@ -172,6 +174,8 @@ class ConsultVectorEnv(gym.vector.VectorEnv[dict[str, Any], NDArray, NDArray]):
 
     def case_ids(self, handles: NDArray[np.uint64] | None = None) -> list[str]:
         """Tokens that `reset` accepts, of the given handles or of the present cases."""
+        if self._imagined:
+            raise CaseError("imagined consultations are no cases: their hidden patients were redrawn from the belief")
         return [self.setup.source.token(int(h)) for h in (self.engine.handle if handles is None else handles)]
 
     def submit_differential(self, probabilities: NDArray) -> None:

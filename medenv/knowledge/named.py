@@ -19,7 +19,11 @@ KINDS = ("builtin", "ddxplus:DIR", "files:DIR", "synthetic:CONDITIONSxFINDINGS")
 
 def knowledge_base(source: str | KnowledgeBase) -> KnowledgeBase:
     """The base that `source` names (or is). Each is read once; UnknownName proposes the closest kind."""
-    return source if isinstance(source, KnowledgeBase) else _load(source)
+    if isinstance(source, KnowledgeBase):
+        return source
+    if not isinstance(source, str):
+        raise KnowledgeError(f"knowledge is {source!r:.80}: give a KnowledgeBase or one of {', '.join(KINDS)}")
+    return _load(source)
 
 
 @lru_cache(maxsize=16)

@@ -26,13 +26,14 @@ class Transition:
     """
 
     question: NDArray[np.integer]  # [N]
+    asked: NDArray[np.bool_]  # [N] a valid question, whether or not the patient knew
     answered: NDArray[np.bool_]  # [N]
     invalid: NDArray[np.bool_]  # [N]
     diagnosis: NDArray[np.integer]  # [N]
     referred: NDArray[np.bool_]  # [N]
     ended: NDArray[np.bool_]  # [N]
     truth: NDArray[np.integer]  # [N]
-    cost: NDArray[np.floating]  # [N] of the question that was answered, else 0
+    cost: NDArray[np.floating]  # [N] of the question that was asked, else 0
     entropy_before: NDArray[np.floating]  # [N]
     entropy_after: NDArray[np.floating]  # [N]
     belief_before: NDArray[np.floating]  # [N, D]

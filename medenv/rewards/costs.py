@@ -21,7 +21,7 @@ class QuestionCost:
     """The question's cost in the base's units (an ordinary question 1), >= 0. Fixtures: no question 0, one question 1."""
 
     name: ClassVar[str] = "question_cost"
-    when: ClassVar[str] = "answered"
+    when: ClassVar[str] = "asked"
     bounds: ClassVar[tuple[float, float]] = (0.0, float("inf"))
     needs_truth: ClassVar[bool] = False
 

@@ -76,7 +76,7 @@ def test_wheel__holds_every_module_and_table_and_nothing_else(wheels: list[Path]
     names = set(zipfile.ZipFile(wheels[0]).namelist())
     assert {n.split("/")[0] for n in names if ".dist-info/" not in n} == {"medenv"}
     inside = {n for n in names if n.startswith("medenv/")}
-    wanted = [p for p in (ROOT / "medenv").rglob("*") if p.suffix in (".py", ".csv", ".toml")]
+    wanted = [p for p in (ROOT / "medenv").rglob("*") if p.suffix in (".py", ".csv", ".toml") or p.name == "py.typed"]
     assert inside == {p.relative_to(ROOT).as_posix() for p in wanted}
     assert any(n.endswith("builtin/conditions.csv") for n in inside)
     assert any(n.endswith("licenses/LICENSE") for n in names)

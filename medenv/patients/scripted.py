@@ -28,7 +28,10 @@ class ScriptedPatient:
         """The opening statement; without a finding the patient only asks for help."""
         if finding is None:
             return "I am not feeling well, doctor."
-        return finding.answers.get(YES) or f"I have this: {finding.name}."
+        words = finding.answers.get(YES, "").removeprefix("Yes, ")
+        if words:
+            return f"{words[:1].upper()}{words[1:]}"
+        return f"{finding.question} Yes." if _is_question(finding) else f"I have this: {finding.name}."
 
     def answer(self, finding: Finding, values: tuple[str, ...]) -> str:
         """The reply to one question; no values: the patient does not know."""
@@ -44,6 +47,15 @@ class ScriptedPatient:
             return finding.answers[values[0]]
         if finding.type == "binary":
             word = "Yes" if values == (YES,) else "No"
-            return f"{word}." if self.persona == "brief" else f"{word}, {'' if word == 'Yes' else 'no '}{finding.name}."
+            return (
+                f"{word}."
+                if self.persona == "brief" or _is_question(finding)
+                else f"{word}, {'' if word == 'Yes' else 'no '}{finding.name}."
+            )
         text = ", ".join(values)
         return f"{text[:1].upper()}{text[1:]}." if self.persona == "brief" else f"{finding.name}: {text}."
+
+
+def _is_question(finding: Finding) -> bool:
+    """Whether a source named the finding by its question, so that an answer cannot be built from the name."""
+    return bool(finding.question) and finding.question.rstrip(" ?:") == finding.name.rstrip(" ?:")

@@ -1,0 +1,98 @@
+"""The README's results table, made from the committed tables under `experiments/` so that no number in it is written by hand.
+
+    python -m medenv.runs.results            prints it
+    python -m medenv.runs.results --write    puts it between the two marks in README.md
+
+Does not cover: running the experiments (`medenv.runs.experiments`).
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import medenv
+from medenv.errors import RunError
+
+ROOT = Path(medenv.__file__).parents[1]
+BEGIN, END = "<!-- results: made by `python -m medenv.runs.results --write` -->", "<!-- end of results -->"
+HEAD = ("| patients | doctor | top-1 | questions | return | gap closed |", "| --- | --- | --- | --- | --- | --- |")
+BUILTIN, REAL = "built-in base, 4,000 test cases", "DDXPlus, 1,001 real test patients"
+Row = Mapping[str, str]
+
+
+def results_table(experiments: Path = ROOT / "experiments") -> str:
+    """Markdown. Learned doctors: the mean over seeds, the range of the seeds in brackets."""
+    observed = _read(experiments / "ppo/belief.csv")
+    lines = list(HEAD)
+    for agent in ("random", "greedy", "oracle"):
+        lines.append(_line(BUILTIN, agent, [r for r in observed if r["agent"] == agent]))
+    runs = (
+        ("belief", "PPO, 5 minutes on one core, belief observed"),
+        ("no_belief", "PPO, 5 minutes on one core, belief not observed"),
+        ("belief_20min", "PPO, 20 minutes on one core, belief observed"),
+    )
+    for name, label in runs:
+        lines += _seeds(BUILTIN, label, experiments / f"ppo/{name}.csv", "cases")
+    real = [r for r in _read(experiments / "ddxplus/real_patients.csv") if r["chosen"]]
+    lines.append(_line(REAL, "greedy", real))
+    lines.append(f"| {REAL} | oracle | {_percent(real[0]['oracle_accuracy'], real[0]['oracle_ci'])} | all | | |")
+    for name, label in (("ddxplus_belief", "belief observed"), ("ddxplus_no_belief", "belief not observed")):
+        lines += _seeds(REAL, f"PPO trained on sampled patients, {label}", experiments / f"ppo/{name}.csv", "real")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the table, or write it into the README."""
+    table = results_table()
+    if "--write" not in arguments:
+        print(table)
+        return
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise RunError(f"{readme} lacks the marks {BEGIN!r} and {END!r}: put them where the table belongs")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    readme.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+
+
+def _read(file: Path) -> list[Row]:
+    if not file.is_file():
+        raise RunError(f"{file} does not exist: run its experiment first")
+    with file.open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def _line(patients: str, agent: str, rows: Sequence[Row]) -> str:
+    row = rows[0]
+    questions = f"{float(row['mean_questions']):.2f}" if row["mean_questions"] else "all"
+    reward = f"{float(row['mean_return']):.3f}" if row["mean_return"] else ""
+    gap = f"{float(row['gap_closed']):.0%}" if row.get("gap_closed") else ""
+    return f"| {patients} | {agent} | {_percent(row['accuracy'], row['accuracy_ci'])} | {questions} | {reward} | {gap} |"
+
+
+def _seeds(patients: str, label: str, file: Path, test: str) -> list[str]:
+    if not file.is_file():
+        return []
+    rows = [r for r in _read(file) if r["agent"].startswith("seed") and r["test"] == test]
+
+    def spread(key: str, form: str) -> str:
+        values = [float(r[key]) for r in rows]
+        return f"{sum(values) / len(values):{form}} [{min(values):{form}} to {max(values):{form}}]"
+
+    cells = (spread("accuracy", ".1%"), spread("mean_questions", ".2f"), spread("mean_return", ".3f"), spread("gap_closed", ".1%"))
+    return [f"| {patients} | {label}, {len(rows)} seed{'s' if len(rows) > 1 else ''} | {' | '.join(cells)} |"]
+
+
+def _percent(value: str, interval: str) -> str:
+    low, high = (float(x) for x in interval.split(" to "))
+    return f"{float(value):.1%} [{low:.1%} to {high:.1%}]"
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except RunError as error:
+        sys.exit(str(error))

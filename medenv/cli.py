@@ -312,12 +312,12 @@ def bench(names: tuple[str, ...], output: Path | None, as_json: bool) -> None:
     """Measure speed: vector, scalar, gain, import, memory (default: all). --output FILE.md keeps the table."""
     from medenv.runs.bench import bench as bench_
     from medenv.runs.bench import markdown
-    from medenv.runs.records import write_whole
+    from medenv.runs.records import write_atomically
 
     with _progress("bench") as advance:
         report = bench_(names, advance)
     if output is not None:
-        write_whole(output, markdown(report))
+        write_atomically(output, markdown(report))
     _emit(report, as_json, lambda: click.echo(markdown(report)))
 
 

@@ -1,12 +1,13 @@
-"""Conformance checks for parts of your own: bases, case sources, rewards, environments, doctors.
+"""Conformance checks for parts of your own: bases, case sources, rewards, patients, environments, doctors.
 
 Each check raises AssertionError that says what was expected and what was seen, and returns nothing otherwise:
 
-    from medenv.testing import check_base, check_cases, check_reward, check_environment, check_doctor
+    from medenv.testing import check_base, check_cases, check_doctor, check_environment, check_patient, check_reward
 
     check_base("files:my_base")                                     # tables, openings, calibration of the belief
     check_cases(LoadedCases(tables, cases), [LoadedCases(tables, cases, "test")])
     check_reward("accuracy + my_reward")                            # or a reward object
+    check_patient(MyPatient(base), base)                            # the words of an answer: environments take it as `persona`
     check_environment("MedConsult-v0", knowledge="files:my_base")
     check_doctor(MyDoctor(tables), tables)
 
@@ -24,7 +25,7 @@ import io
 import pickle
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -44,9 +45,11 @@ from medenv.hashing import draw_array, seed_for
 from medenv.knowledge.base import KnowledgeBase
 from medenv.knowledge.compiled import Compiled, compiled
 from medenv.knowledge.named import knowledge_base
+from medenv.patients.scripted import Patient
 from medenv.rewards.base import Reward, Transition
 from medenv.rewards.mix import RewardMix, parse_mix
 
+FLAGS = ("asked", "answered", "invalid", "referred", "ended")  # of a transition: what a reward may wait for
 BINS = 10  # of equal width, for the calibration error
 CHUNK = 5_000  # consultations that run together in a statistical check
 ROUNDING = 1e-9  # tables are float64 sums
@@ -295,6 +298,9 @@ def check_reward(reward: str | Mapping[str, Any] | RewardMix | Reward, tables: C
         mix = parse_mix(reward)
     else:
         mix = RewardMix(((reward.name, 1.0, reward),))
+    for name, _, part in mix.terms:
+        if part.when not in FLAGS:
+            raise AssertionError(f"{name}: expected `when` to be one of {', '.join(FLAGS)}, saw {part.when!r}")
     for t in recorded_transitions(compiled(knowledge_base("synthetic:6x24"), 0.05) if tables is None else tables, steps):
         for name, _, part in mix.terms:
             _check_one_reward(name, part, t)
@@ -302,6 +308,32 @@ def check_reward(reward: str | Mapping[str, Any] | RewardMix | Reward, tables: C
         added = sum((np.where(np.isnan(v), 0.0, v) for v in components.values()), np.zeros(t.ended.size))
         if not (np.abs(total - added) < 1e-9).all():
             raise AssertionError(f"expected the components to sum to the reward, saw {total} against {added}")
+        one = _part(t, slice(0, 1))
+        alone = mix.score_one(one, [flag for flag in FLAGS if getattr(one, flag)[0]])[0]
+        if alone != total[0]:
+            raise AssertionError(f"expected the same reward for a consultation alone, saw {alone} against {total[0]}")
+
+
+def check_patient(patient: Patient, base: KnowledgeBase) -> None:
+    """Words for every opening and answer of `base`: text, never empty, the same each time, different for different answers."""
+    for finding in (None, *(f for f in base.findings if f.complaint)):
+        _check_words(lambda f=finding: patient.opening(f), f"the opening {finding and finding.id}")
+    for finding in base.findings:
+        said: dict[str, tuple[str, ...]] = {}
+        for values in ((), *((v,) for v in finding.values)):
+            words = _check_words(lambda f=finding, v=values: patient.answer(f, v), f"the answer {finding.id} = {values or 'unknown'}")
+            if words in said:
+                raise AssertionError(f"{finding.id}: expected other words for {values} than for {said[words]}, saw {words!r} for both")
+            said[words] = values
+
+
+def _check_words(say: Callable[[], str], what: str) -> str:
+    first, second = say(), say()
+    if not isinstance(first, str) or not first.strip():
+        raise AssertionError(f"{what}: expected words, saw {first!r}")
+    if first != second:
+        raise AssertionError(f"{what}: expected the same words each time, saw {first!r} and {second!r}")
+    return first
 
 
 def recorded_transitions(tables: Compiled, steps: int = 60, num: int = 24) -> list[Transition]:

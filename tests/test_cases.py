@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from conftest import strict_base, tiny_base
@@ -15,6 +16,7 @@ from medenv.cases.named import case_source
 from medenv.cases.sampled import SampledCases
 from medenv.cases.source import NO_OPENING
 from medenv.errors import CaseError, UnknownName
+from medenv.knowledge.base import Condition, Finding, KnowledgeBase
 from medenv.knowledge.compiled import Compiled, compiled
 from medenv.knowledge.named import knowledge_base
 from medenv.testing import check_cases
@@ -24,6 +26,27 @@ def sampled_as_cases(tables: Compiled, number: int, split: str = "all") -> tuple
     source = SampledCases(tables, split)
     handles = source.next(np.full(number, 9, np.uint64), np.arange(number, dtype=np.uint64))
     return handles, [source.case(int(h)) for h in handles]
+
+
+def test_set_of_values__unlocks_what_any_of_them_unlocks() -> None:
+    spread = Finding("spread", "spread", "multi_choice", ("a", "b", "c"), background=(0.4, 0.3, 0.3))
+    child = Finding("child", "child", parent="spread", activated_by=("b",), background=(0.5, 0.5))
+    deeper = Finding("deeper", "deeper", parent="child", activated_by=("yes",), background=(0.5, 0.5))
+    opening = Finding("opening", "opening", background=(0.0, 1.0), complaint=1.0)
+    base = KnowledgeBase("nested", 0, (Condition("one", "One", {"primary": 1.0}, (1.0,)),), (opening, spread, child, deeper), ())
+    answers = {"opening": ("yes",), "spread": ("a", "b"), "child": ("yes",), "deeper": ("no",)}
+    kept = Case(30, "female", "primary", "one", answers, "opening")
+    alone = Case(31, "female", "primary", "one", {"opening": ("yes",), "spread": ("a",)}, "opening")
+    for case, noise, open_ in ((kept, 0.0, True), (alone, 0.0, False)):
+        env = gym.make("MedConsult-v0", knowledge=base, cases=[case], split="all", noise=noise)
+        env.reset(seed=0)
+        observation = env.step(1)[0]
+        assert bool(observation["action_mask"][2]) is open_
+    # Misreported as active, the parent's child and grandchild are drawn: neither stays unknown.
+    noisy = LoadedCases(compiled(base, 0.5), [alone], "all")
+    q = np.arange(4)
+    rows = noisy.rows(np.zeros(4, np.uint64), np.zeros(4, int), np.zeros(4, int), q)
+    assert (rows != noisy.tables.unknown_row).all()
 
 
 @pytest.mark.parametrize("base", ["synthetic:12x50", "synthetic:3x8", "builtin"])

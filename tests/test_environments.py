@@ -18,7 +18,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 import medenv  # noqa: F401  registers the environments
 from medenv.envs.registration import environment_ids
 from medenv.errors import CaseError, KnowledgeError, MedenvError, UnknownName
-from medenv.testing import check_environment, difference, scripted_actions
+from medenv.knowledge.base import Finding
+from medenv.knowledge.named import knowledge_base
+from medenv.patients.scripted import ScriptedPatient
+from medenv.testing import check_environment, check_patient, difference, scripted_actions
 
 ID = "MedConsult-v0"
 ROOT = Path(__file__).parent.parent
@@ -264,3 +267,51 @@ def test_sync_vector__of_scalars_equals_the_batch_under_same_step() -> None:
         assert not difference({k: np.asarray(v) for k, v in one.items()}, two)
         actions = scripted_actions(two["action_mask"], batch.num_questions, keys(3), turn)
         one, two = scalar.step(actions)[0], batch.step(actions)[0]
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int32, np.uint64])
+def test_batch__takes_any_integer_type(kind: type) -> None:
+    envs = gym.make_vec("MedConsult-v0", num_envs=3, knowledge="synthetic:60x180")
+    envs.reset(seed=0)
+    seen = envs.step(np.array([0, 7, 100]).astype(kind))
+    envs.reset(seed=0)
+    assert not difference(seen[:2], envs.step(np.array([0, 7, 100]))[:2])
+
+
+def test_snapshot_of_another_base__is_refused() -> None:
+    one, other = (gym.make("MedConsult-v0", knowledge=f"synthetic:5x24@{seed}") for seed in (0, 1))
+    one.reset(seed=0)
+    other.reset(seed=0)
+    with pytest.raises(MedenvError, match="synthetic-5x24@0"):
+        other.unwrapped.restore(one.unwrapped.snapshot())
+
+
+class Whisper(ScriptedPatient):
+    def answer(self, finding: Finding, values: tuple[str, ...]) -> str:
+        return super().answer(finding, values).lower() + " ..."
+
+
+def test_patient_of_your_own__words_the_answers() -> None:
+    base = knowledge_base("synthetic:5x24")
+    check_patient(Whisper(base), base)
+    env = gym.make("MedConsult-v0", knowledge=base, persona=Whisper(base))
+    env.reset(seed=0)
+    said = [env.step(int(a))[4]["reply"] for a in np.flatnonzero(env.unwrapped.action_masks()[:20])[:3]]
+    assert all(words.endswith(" ...") for words in said)
+
+
+def test_patient_that_says_the_same_for_yes_and_no__is_noticed() -> None:
+    class Mumbler(ScriptedPatient):
+        def answer(self, finding: Finding, values: tuple[str, ...]) -> str:
+            return "Hm."
+
+    base = knowledge_base("synthetic:5x24")
+    with pytest.raises(AssertionError, match="other words"):
+        check_patient(Mumbler(base), base)
+    for persona in ("plain", "brief"):
+        check_patient(ScriptedPatient(knowledge_base("builtin"), persona), knowledge_base("builtin"))
+
+
+def test_observe_belief__is_true_or_false() -> None:
+    with pytest.raises(MedenvError, match="'False'"):
+        gym.make("MedConsult-v0", knowledge="synthetic:5x24", observe_belief="False")

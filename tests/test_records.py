@@ -11,7 +11,7 @@ import pytest
 
 from medenv.errors import RewardError, RunError
 from medenv.runs.evaluate import evaluate, score_row, summarise
-from medenv.runs.records import SCHEMA, TRAJECTORIES, Writer, read_trajectories, write_whole
+from medenv.runs.records import SCHEMA, TRAJECTORIES, Writer, read_trajectories, write_atomically
 from medenv.runs.replay import replay
 
 SMALL = {"knowledge": "synthetic:12x30", "max_turns": 8}
@@ -105,16 +105,16 @@ def test_writer__one_run_at_a_time(tmp_path: Path) -> None:
         Writer(tmp_path / TRAJECTORIES)
 
 
-def test_write_whole__leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_atomically__leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "summary.json"
-    write_whole(file, "old")
+    write_atomically(file, "old")
 
     def refuse(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.replace", refuse)
     with pytest.raises(RunError, match="No space left"):
-        write_whole(file, "new")
+        write_atomically(file, "new")
     assert file.read_text() == "old" and [f.name for f in tmp_path.iterdir()] == ["summary.json"]
 
 

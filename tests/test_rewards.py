@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from hypothesis import given
@@ -225,3 +226,29 @@ def test_reward_of_your_own__joins_by_name(monkeypatch: pytest.MonkeyPatch) -> N
     check_reward(mix)
     check_reward(Haste())
     assert mix.score(transition())[0].tolist() == [0.0, 0.0, 1.5]
+
+
+@dataclasses.dataclass(frozen=True)
+class Handover:
+    name, when, bounds, needs_truth = "handover", "referred", (0.0, 1.0), False
+
+    def __call__(self, t: Transition) -> np.ndarray:
+        return t.referred.astype(np.float64)
+
+
+def test_reward_on_referral__is_paid_alone_and_in_a_batch() -> None:
+    check_reward(Handover())
+    register_reward(Handover, "handover")
+    one, many = (
+        gym.make("MedConsult-v0", knowledge="synthetic:5x24", reward="handover"),
+        gym.make_vec("MedConsult-v0", num_envs=2, knowledge="synthetic:5x24", reward="handover"),
+    )
+    one.reset(seed=0)
+    many.reset(seed=0)
+    refer = one.action_space.n - 1
+    assert one.step(refer)[1] == 1.0 and (many.step(np.full(2, refer))[1] == 1.0).all()
+
+
+def test_reward_that_waits_for_an_unknown_flag__is_noticed() -> None:
+    with pytest.raises(AssertionError, match="when"):
+        check_reward(type("Odd", (Handover,), {"when": "truth"})())

@@ -21,10 +21,16 @@ class Random:
     name = "random"
 
     def __init__(self, tables: Compiled, seed: int = 0) -> None:
+        self.seed = seed
         self._weights = draw_array(
             np.full(tables.num_slots + tables.num_questions + 5, seed_for(seed, "random doctor"), np.uint64),
             np.arange(tables.num_slots + tables.num_questions + 5),
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """The parameters: two doctors of one base with the same decide alike."""
+        return f"seed={self.seed}"
 
     def act(self, observation: Observation) -> tuple[NDArray[np.int64], None]:
         """Actions [N]."""
@@ -55,6 +61,11 @@ class Prevalence:
         self._prior = tables.cell_weight.sum(0)
         self._action = tables.num_questions + int(np.argmax(self._prior))
 
+    @property
+    def fingerprint(self) -> str:
+        """The parameters: two doctors of one base with the same decide alike."""
+        return "no parameters"
+
     def act(self, observation: Observation) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The same action and the prior for everybody."""
         n = len(observation["evidence"])
@@ -77,6 +88,11 @@ class Checklist:
         roots = np.array([f.parent is None for f in tables.base.findings])
         worth = np.round((gain * share[:, None]).sum(0) / np.maximum(tables.cost, 0.1), 6) * roots
         self.order = np.argsort(-worth, kind="stable")[:length]
+
+    @property
+    def fingerprint(self) -> str:
+        """The parameters: two doctors of one base with the same decide alike."""
+        return f"length={len(self.order)}"
 
     def act(self, observation: Observation) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The first question of the list that is open and not asked, else the likeliest condition."""

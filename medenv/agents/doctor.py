@@ -34,7 +34,7 @@ BUILT_IN = ("random", "prevalence", "checklist", "greedy")
 
 def agent_names() -> list[str]:
     """How agents are named on the command line."""
-    return [*BUILT_IN, "oracle", "ppo:RUN_DIR"]
+    return [*BUILT_IN, "greedy:CONFIDENCE", "oracle", "ppo:RUN_DIR"]
 
 
 def make_doctor(name: str, tables: Compiled, seed: int = 0) -> Doctor:
@@ -46,6 +46,13 @@ def make_doctor(name: str, tables: Compiled, seed: int = 0) -> Doctor:
         from medenv.agents.policy import load_doctor
 
         return load_doctor(rest, tables)
+    if kind == "greedy" and rest:
+        from medenv.agents.greedy import Greedy
+
+        try:
+            return Greedy(tables, float(rest))
+        except ValueError:
+            raise UnknownName(f"agent {name!r}: write greedy:CONFIDENCE with a number in (0, 1], such as greedy:0.95") from None
     if not rest and kind in BUILT_IN:
         from medenv.agents.baselines import Checklist, Prevalence, Random
         from medenv.agents.greedy import Greedy

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from medenv.agents.doctor import Observation
 from medenv.belief.gain import InformationGain
 from medenv.belief.posterior import observed_cell, observed_scores, posterior
+from medenv.errors import MedenvError
 from medenv.knowledge.compiled import Compiled
 
 CONFIDENCE, MIN_GAIN = 0.95, 0.03  # chosen on sampled validation cases: experiments/greedy
@@ -28,9 +29,16 @@ class Greedy:
     name = "greedy"
 
     def __init__(self, tables: Compiled, confidence: float = CONFIDENCE, min_gain: float = MIN_GAIN) -> None:
+        if not 0.0 < confidence <= 1.0 or not min_gain >= 0.0:
+            raise MedenvError(f"greedy: confidence {confidence!r} must be in (0, 1], min_gain {min_gain!r} at least 0")
         self.tables, self.confidence, self.min_gain = tables, confidence, min_gain
         self.gain = InformationGain(tables)
         self._cost = np.maximum(tables.cost, 0.1).astype(np.float64)
+
+    @property
+    def fingerprint(self) -> str:
+        """The parameters: two doctors of one base with the same decide alike."""
+        return f"confidence={self.confidence!r} min_gain={self.min_gain!r}"
 
     def act(self, observation: Observation) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Actions [N] and the belief [N, D] as differential."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -224,28 +225,32 @@ def policy_files(policy: Policy, tracker: Tracker | None, fingerprint: str, base
 
 
 def load_doctor(run_dir: str | Path, tables: Compiled) -> PolicyDoctor:
-    """The doctor of a run directory (or of a policy directory itself). RunError if it is none, or was trained on another base."""
+    """The doctor of a run directory (or of a policy directory itself). RunError if it is none, damaged, or was trained on another base."""
     where = Path(run_dir) / "policy" if (Path(run_dir) / "policy").is_dir() else Path(run_dir)
+    reading = where / "policy.json"
     try:
-        about = json.loads((where / "policy.json").read_text())
-        weights = torch.load(where / "weights.pt", map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        missing = Path(error.filename).name
-        raise RunError(f"{run_dir}: no trained policy here ({missing} is missing): give the directory that training wrote") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"{where / 'policy.json'} is not JSON ({error}): the directory is damaged, train again") from None
-    if about.get("format") != FORMAT:
-        found = f"{about.get('format')!r}, written by medenv {about.get('version')}"
-        raise RunError(f"{where}: policy format {found}; medenv {medenv.__version__} reads format {FORMAT}: use that version")
-    if about["fingerprint"] != tables.base.fingerprint:
-        trained, seen = f"{about['base']} ({about['fingerprint']})", f"{tables.base.id} ({tables.base.fingerprint})"
-        raise RunError(f"{where}: trained on base {trained}, but this environment has {seen}: use the same base")
-    architecture = Architecture(**about["architecture"])
-    policy = Policy(architecture)
-    tracker = None if architecture.observe_belief else Tracker(architecture)
-    for name, module in (("policy", policy), ("tracker", tracker)):
-        if module is not None:
-            module.load_state_dict({k.partition(".")[2]: v for k, v in weights.items() if k.startswith(f"{name}.")})
+        about = dict(json.loads(reading.read_text()))
+        if about["format"] != FORMAT:
+            found = f"{about['format']!r}, written by medenv {about['version']}"
+            raise RunError(f"{where}: policy format {found}; medenv {medenv.__version__} reads format {FORMAT}: use that version")
+        if about["fingerprint"] != tables.base.fingerprint:
+            trained, seen = f"{about['base']} ({about['fingerprint']})", f"{tables.base.id} ({tables.base.fingerprint})"
+            raise RunError(f"{where}: trained on base {trained}, but this environment has {seen}: use the same base")
+        architecture = Architecture(**about["architecture"])
+        policy = Policy(architecture)
+        tracker = None if architecture.observe_belief else Tracker(architecture)
+        reading = where / "weights.pt"
+        weights = torch.load(reading, map_location="cpu", weights_only=True)
+        for name, module in (("policy", policy), ("tracker", tracker)):
+            if module is not None:
+                module.load_state_dict({k.partition(".")[2]: v for k, v in weights.items() if k.startswith(f"{name}.")})
+    except RunError:
+        raise
+    except FileNotFoundError:
+        raise RunError(f"{run_dir}: no trained policy here ({reading.name} is missing): give the directory that training wrote") from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:  # a cut or foreign file
+        why = f"{type(error).__name__}: {error}".splitlines()[0][:100]
+        raise RunError(f"{reading} is damaged ({why}): train again, or put back a copy of it") from error
     return PolicyDoctor(policy, tracker, tables)
 
 

@@ -10,6 +10,7 @@ Does not cover: reading files.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,18 +20,21 @@ from medenv.cases.sampled import SampledCases
 from medenv.cases.source import ALL, NO_OPENING, Opened, check_split
 from medenv.errors import CaseError
 from medenv.hashing import draw_array, thresholds
-from medenv.knowledge.base import YES
+from medenv.knowledge.base import YES, parents_first
 from medenv.knowledge.compiled import Compiled
+
+if TYPE_CHECKING:
+    from medenv.cases.ddxplus import Report
 
 _FLIP, _REPLACE = 1 << 20, 1 << 21  # counters under a case's key, beyond those of sampled cases
 _32 = np.uint64(32)
 
 
 class LoadedCases:
-    """A case source over `cases`. Handles are indices into the whole list, whatever the split."""
+    """A case source over `cases`. Handles are indices into the whole list, whatever the split. `report`: what reading them met."""
 
-    def __init__(self, tables: Compiled, cases: Sequence[Case], split: str = "train") -> None:
-        self.tables, self.split, self.cases = tables, check_split(split), list(cases)
+    def __init__(self, tables: Compiled, cases: Sequence[Case], split: str = "train", report: Report | None = None) -> None:
+        self.tables, self.split, self.cases, self.report = tables, check_split(split), list(cases), report
         self.members = np.array([i for i, c in enumerate(self.cases) if split in (ALL, c.assigned_split)], np.uint64)
         if not self.members.size:
             held = {s: sum(c.assigned_split == s for c in self.cases) for s in SPLITS}
@@ -68,16 +72,22 @@ class LoadedCases:
                     raise CaseError(f"case {case.id}: {name!r} is {base.findings[q].type} but has {len(chosen)} values: {values}")
                 else:
                     rows[i, q] = sets.setdefault((int(first[q]), chosen), t.unknown_row + 1 + len(sets))
-        likelihood, slots, children = [t.log_likelihood], [t.row_slot], [t.children]
+        kids = [np.unique(t.children[first_row + np.array(chosen)]) for first_row, chosen in sets]
+        kids = [k[k >= 0] for k in kids]  # what any of the values unlocks
+        width = max([t.children.shape[1], *(k.size for k in kids)])
+        children = np.full((t.children.shape[0] + len(kids), width), -1, np.int32)
+        children[: t.children.shape[0], : t.children.shape[1]] = t.children
+        for row, k in enumerate(kids, t.children.shape[0]):
+            children[row, : k.size] = k
+        self.children = children
+        likelihood, slots = [t.log_likelihood], [t.row_slot]
         self.more_slots: dict[int, NDArray[np.intp]] = {}
         for (first_row, chosen), row in sets.items():
             members = first_row + np.array(chosen)
             likelihood.append(t.log_likelihood[members].mean(0, dtype=np.float64).astype(np.float32)[None])
             slots.append(t.row_slot[members[:1]])
-            children.append(t.children[members[:1]])
             self.more_slots[row] = t.row_slot[members].astype(np.intp)
-        self.log_likelihood = np.concatenate(likelihood)
-        self.row_slot, self.children = np.concatenate(slots), np.concatenate(children)
+        self.log_likelihood, self.row_slot = np.concatenate(likelihood), np.concatenate(slots)
         self._rows = self._misreport(rows) if t.noise else rows
 
     def _misreport(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -87,11 +97,13 @@ class LoadedCases:
         key = np.array([int(c.id, 16) for c in self.cases], np.uint64)
         sampler = SampledCases(t, ALL)
         prior = thresholds(t.cell_weight.sum(0))  # whose answer replaces one is drawn from the base: not from this list of cases
-        for q, finding in enumerate(t.base.findings):
+        for finding in parents_first(t.base.findings):
+            q = t.base.finding_index[finding.id]
             if finding.parent is not None:
-                above = rows[:, t.base.finding_index[finding.parent]]
-                inactive = (above != t.unknown_row) & ~(self.children[above] == q).any(1)
-                missing = np.flatnonzero(inactive & (out[:, q] == t.unknown_row))
+                p = t.base.finding_index[finding.parent]
+                inactive = (rows[:, p] != t.unknown_row) & ~(self.children[rows[:, p]] == q).any(1)
+                filled = (rows[:, p] == t.unknown_row) & (out[:, p] != t.unknown_row)  # as its own parent was inactive
+                missing = np.flatnonzero((inactive | filled) & (rows[:, q] == t.unknown_row))
                 question = np.full(missing.size, q)
                 out[missing, q] = sampler.rows(key[missing], self._truth[missing], self._cell[missing], question)
             flip = t.noise * (1.0 - finding.reliability)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from medenv.cases.case import Case
 from medenv.cases.loaded import LoadedCases
@@ -18,6 +19,9 @@ from medenv.cases.source import CaseSource
 from medenv.errors import CaseError, unknown
 from medenv.knowledge.base import KnowledgeBase
 from medenv.knowledge.compiled import Compiled
+
+if TYPE_CHECKING:
+    from medenv.cases.ddxplus import Report
 
 KINDS = ("sampled", "ddxplus:FILE")
 
@@ -40,18 +44,19 @@ def case_source(cases: str | Sequence[Case] | CaseSource, tables: Compiled, spli
     return cases
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=2)
 def _loaded(path: str, tables: Compiled, split: str) -> LoadedCases:
-    return LoadedCases(tables, _read(path, tables.base.fingerprint, tables.base), split)
+    cases, report = _read(path, tables.base.fingerprint, tables.base)
+    return LoadedCases(tables, cases, split, report)
 
 
-_FILES: dict[tuple[str, str], list[Case]] = {}
+_FILES: dict[tuple[str, str], tuple[list[Case], Report]] = {}
 
 
-def _read(path: str, fingerprint: str, base: KnowledgeBase) -> list[Case]:
+def _read(path: str, fingerprint: str, base: KnowledgeBase) -> tuple[list[Case], Report]:
     if (path, fingerprint) not in _FILES:
         from medenv.cases.ddxplus import load_cases
 
         _FILES.clear()  # one file at a time: the large ones take gigabytes
-        _FILES[path, fingerprint] = load_cases(path, base)[0]
+        _FILES[path, fingerprint] = load_cases(path, base)
     return _FILES[path, fingerprint]

@@ -14,15 +14,14 @@ from numpy.typing import NDArray
 
 from medenv.cases.case import Case
 from medenv.envs.engine import NONE, Engine
-from medenv.envs.setup import Setup, check_options
+from medenv.envs.setup import Names, Setup, check_options
 from medenv.errors import ActionError, EpisodeError
 from medenv.hashing import GOLDEN
-from medenv.knowledge.compiled import IMPOSSIBLE
 
 RENDER_MODES = ["ansi", "human", "rgb_array"]
 
 
-class ConsultEnv(gym.Env[dict[str, Any], np.int64]):
+class ConsultEnv(Names, gym.Env[dict[str, Any], np.int64]):
     """
     ## Description
     A patient consults with one complaint. The doctor asks questions, examines, orders tests, and ends with a diagnosis or a
@@ -46,7 +45,7 @@ class ConsultEnv(gym.Env[dict[str, Any], np.int64]):
     | key | space | meaning |
     | --- | --- | --- |
     | evidence | Box(-1, 1, (S,), int8) | each slot: -1 unknown, 0 no, 1 yes |
-    | asked | MultiBinary(Q) | questions answered so far, the opening statement among them |
+    | asked | MultiBinary(Q) | questions asked so far, the opening statement among them |
     | complaint | Discrete(Q + 1) | the finding of the opening statement; Q: none |
     | demographics | Box(float32, (3,)) | age in years, sex (0 female, 1 male), setting (index) |
     | turns_left | Box(float32, (1,)) | turns left, from max_turns to 0 |
@@ -114,21 +113,6 @@ class ConsultEnv(gym.Env[dict[str, Any], np.int64]):
         self._seeded = False
 
     @property
-    def num_questions(self) -> int:
-        """Q: actions 0 … Q-1 ask."""
-        return self.setup.num_questions
-
-    @property
-    def num_conditions(self) -> int:
-        """D: actions Q … Q+D-1 diagnose."""
-        return self.setup.num_conditions
-
-    @property
-    def tables(self):  # type: ignore[no-untyped-def]
-        """The compiled knowledge base."""
-        return self.setup.tables
-
-    @property
     def case_id(self) -> str:
         """The token of the present case: `reset(options={"case": token})` meets it again."""
         return self.setup.source.token(int(self.engine.handle[0]))
@@ -137,10 +121,6 @@ class ConsultEnv(gym.Env[dict[str, Any], np.int64]):
     def case(self) -> Case:
         """The whole hidden patient: for records, evaluators and debugging, never for a doctor."""
         return self.setup.source.case(int(self.engine.handle[0]))
-
-    def action_meanings(self) -> list[str]:
-        """One line for each action."""
-        return self.setup.action_meanings()
 
     def action_masks(self) -> NDArray[np.bool_]:
         """The mask as sb3-contrib asks for it, bool [Q + D + 1]."""
@@ -189,7 +169,7 @@ class ConsultEnv(gym.Env[dict[str, Any], np.int64]):
             "reply": self._reply,
             "components": {k: None if k in hidden or v != v else v for k, v in components},
             "scored": all(v == v for _, v in components),  # NaN: not scored
-            "no_condition_fits": bool(engine.normaliser[0] < IMPOSSIBLE),
+            "no_condition_fits": bool(engine.no_condition_fits()[0]),
         }
         if done:
             info |= self._final()

@@ -270,6 +270,8 @@ class Engine:
         if left == 1:
             buffer[self.mask_at : self.mask_at + self.Q] = 0
         referred = closed and action == self.refer_action
+        if referred:
+            flags.append("referred")
         transition = Transition(
             question=np.array([action]) if ask else _NEITHER,
             asked=_TRUE if ask else _FALSE,
@@ -332,16 +334,23 @@ class Engine:
             raise MedenvError(f"a differential must be probabilities >= 0 that sum to 1; sums seen: {np.round(total[:3], 4).tolist()}")
         self.differential = p.copy()
 
+    def no_condition_fits(self) -> NDArray[np.bool_]:
+        """[N] whether every condition is excluded by an answer of probability 0."""
+        return self.normaliser < IMPOSSIBLE
+
     # Copies
 
     def snapshot(self) -> dict[str, Any]:
         """Everything that changes, copied: exact, for debugging and replay. Never search over it: it holds the hidden case."""
-        return {k: _copied(getattr(self, k)) for k in _STATE}
+        return {k: _copied(getattr(self, k)) for k in _STATE} | {"tables": self.tables.name}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to a snapshot of an engine with the same tables and size."""
-        if set(state) != set(_STATE) or state["buffer"].shape != self.buffer.shape:
-            raise MedenvError("this snapshot is of another environment: restore it where it was taken")
+        if state.get("tables") != self.tables.name or state["buffer"].shape != self.buffer.shape:
+            raise MedenvError(
+                f"this snapshot is of {state.get('tables')!r}, {len(state.get('buffer', ()))} consultation(s), "
+                f"not of {self.tables.name!r}, {self.num}: restore it where it was taken"
+            )
         for k in _STATE:
             setattr(self, k, _copied(state[k]))
 
@@ -351,7 +360,7 @@ class Engine:
         Disclosed slots stay as they are (an asked question cannot be asked again). `source` must draw from the base.
         MedenvError when no condition fits what was observed.
         """
-        if self.normaliser[index] < IMPOSSIBLE:
+        if self.no_condition_fits()[index]:
             raise MedenvError("imagine: no condition fits the answers so far, there is no belief to draw from")
         if self.done[index]:
             raise EpisodeError("imagine: the consultation has ended")

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from medenv.envs.engine import NONE
 from medenv.errors import EpisodeError
 from medenv.knowledge.base import SEXES
+from medenv.notice import NOTICE
 
 if TYPE_CHECKING:
     from medenv.envs.consult import ConsultEnv
 
-FOOTER = "medenv: a research simulator. Not medical advice, not for use with patients."
 TOP = 8  # conditions shown
 WIDTH, BAR = 100, 30  # characters
 HEIGHT_PX, WIDTH_PX = 720, 1280
@@ -42,25 +42,18 @@ def text(env: ConsultEnv) -> str:
     out = [_heading(env), f'Opening: "{_opening(env)}"', ""]
     for turn in _turns(env):
         out += _turn_lines(turn)
-    left = int(env.engine.turns_left[0])
-    entropy = float(env.engine.entropy[0])
-    out += ["" if env.turns else "No question asked yet.", f"Belief given what was said ({entropy:.2f} nats; {left} turns left)"]
-    out += [f"  {_bar(p)} {p:6.1%}  {name}" for name, p in _differential(env)]
+    out += ["" if env.turns else "No question asked yet.", *_belief_lines(env)]
     if _ended(env):
         out += ["", *_outcome(env)]
-    return "\n".join([*out, "", FOOTER])
+    return "\n".join([*out, "", NOTICE])
 
 
 def last_turn(env: ConsultEnv) -> str:
-    """What `human` prints after `reset` (the patient) and after each step (the turn, and the outcome after the last)."""
+    """What `human` prints after `reset` (the patient) and after each step (the turn; after the last the outcome), with the differential."""
     _check(env)
-    if not env.turns:
-        return f'{_heading(env)}\nOpening: "{_opening(env)}"'
-    out = _turn_lines(_turns(env)[-1])
-    if _ended(env):
-        return "\n".join([*out, *_outcome(env), FOOTER])
-    name, p = _differential(env)[0]
-    return "\n".join([*out, f"     likeliest now: {name} ({p:.0%})"])
+    out = _turn_lines(_turns(env)[-1]) if env.turns else [_heading(env), f'Opening: "{_opening(env)}"']
+    out += _belief_lines(env)
+    return "\n".join([*out, *_outcome(env), NOTICE] if _ended(env) else out)
 
 
 def picture(env: ConsultEnv) -> NDArray[np.uint8]:
@@ -82,7 +75,7 @@ def picture(env: ConsultEnv) -> NDArray[np.uint8]:
     _draw_entropy(page, env, top=432, bottom=574)
     if _ended(env):
         _draw_outcome(page, env, top=602)
-    page.write(_LEFT, HEIGHT_PX - 30, FOOTER, 13, _PALE)
+    page.write(_LEFT, HEIGHT_PX - 30, NOTICE, 13, _PALE)
     return np.asarray(image, np.uint8).copy()
 
 
@@ -135,6 +128,13 @@ def _turn_lines(turn: _Turn) -> list[str]:
     if turn.gain is not None:
         lines += textwrap.wrap(f"{turn.reply} [{_tidy(turn.gain, 3)} nats]", WIDTH, initial_indent="     ", subsequent_indent="     ")
     return lines
+
+
+def _belief_lines(env: ConsultEnv) -> list[str]:
+    """The differential as bars, likeliest first."""
+    left, entropy = int(env.engine.turns_left[0]), float(env.engine.entropy[0])
+    bars = [f"  {_bar(p)} {p:6.1%}  {name}" for name, p in _differential(env)]
+    return [f"Belief given what was said ({entropy:.2f} nats; {left} turns left)", *bars]
 
 
 def _tidy(nats: float, digits: int) -> str:

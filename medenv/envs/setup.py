@@ -22,7 +22,7 @@ from medenv.errors import CaseError, KnowledgeError, MedenvError
 from medenv.knowledge.base import KnowledgeBase
 from medenv.knowledge.compiled import Compiled, compiled
 from medenv.knowledge.named import knowledge_base
-from medenv.patients.scripted import ScriptedPatient
+from medenv.patients.scripted import Patient, ScriptedPatient
 from medenv.rewards.mix import DEFAULT, RewardMix, parse_mix
 
 DDXPLUS = "ddxplus"  # with MEDENV_DDXPLUS=DIR in the environment
@@ -39,7 +39,7 @@ class Setup:
         reward: str | Mapping[str, Any] | RewardMix = DEFAULT,
         max_turns: int = 20,
         noise: float = 0.02,
-        persona: str = "plain",
+        persona: str | Patient = "plain",
         difficulty: float = 0.0,
         setting: str | None = None,
         observe_belief: bool = False,
@@ -55,10 +55,12 @@ class Setup:
         self.tables: Compiled = compiled(self.base, noise, difficulty, setting)
         self.source = case_source(cases, self.tables, split)
         self.rewards = parse_mix(reward)
-        self.patient = ScriptedPatient(self.base, persona)
+        if not isinstance(observe_belief, bool):
+            raise MedenvError(f"observe_belief is {observe_belief!r}: give true or false")
+        self.patient: Patient = ScriptedPatient(self.base, persona) if isinstance(persona, str) else persona
         if isinstance(max_turns, bool) or not isinstance(max_turns, int | np.integer):
             raise MedenvError(f"max_turns is {max_turns!r}: give an integer of at least 1")
-        self.max_turns, self.observe_belief = int(max_turns), bool(observe_belief)
+        self.max_turns, self.observe_belief = int(max_turns), observe_belief
         self.num_questions, self.num_conditions = self.tables.num_questions, self.tables.num_conditions
         self.num_actions = self.num_questions + self.num_conditions + 1
 
@@ -109,6 +111,31 @@ class Setup:
             return (self.base.findings[self.tables.row_finding[row]].values[self.tables.row_value[row]],)
         q = int(np.searchsorted(self.tables.slot_start, slots[0], side="right")) - 1
         return tuple(self.base.findings[q].values[s - self.tables.slot_start[q]] for s in slots)
+
+
+class Names:
+    """What both environments tell of themselves, from their `setup`."""
+
+    setup: Setup
+
+    @property
+    def num_questions(self) -> int:
+        """Q: actions 0 … Q-1 ask."""
+        return self.setup.num_questions
+
+    @property
+    def num_conditions(self) -> int:
+        """D: actions Q … Q+D-1 diagnose."""
+        return self.setup.num_conditions
+
+    @property
+    def tables(self) -> Compiled:
+        """The compiled knowledge base."""
+        return self.setup.tables
+
+    def action_meanings(self) -> list[str]:
+        """One line for each action."""
+        return self.setup.action_meanings()
 
 
 def check_options(options: Mapping[str, Any] | None, known: Sequence[str] = ("case",)) -> Mapping[str, Any]:

@@ -17,21 +17,20 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from medenv.envs.engine import NONE, Engine, Step
-from medenv.envs.setup import Setup, check_options
+from medenv.envs.setup import Names, Setup, check_options
 from medenv.errors import ActionError, CaseError, EpisodeError, MedenvError
 from medenv.hashing import draw, seed_for
-from medenv.knowledge.compiled import IMPOSSIBLE
 
 
-class ConsultVectorEnv(gym.vector.VectorEnv[dict[str, Any], NDArray, NDArray]):
+class ConsultVectorEnv(Names, gym.vector.VectorEnv[dict[str, Any], NDArray, NDArray]):
     """A batch of consultations, stepped together by one engine. Arguments as `MedConsult-v0`; see its documentation.
 
     Observations are copies, as in the scalar environment with a leading axis [N]. A number outside the action space counts
     as an invalid action. `autoreset_mode`: NEXT_STEP (the default: the step after an end ignores the action, pays 0 and begins
     the next case), SAME_STEP (`info["final_obs"]`, `info["final_info"]`), or DISABLED (reset with `options["reset_mask"]`).
 
-    Info holds arrays [N] with a mask `_key` beside each: `components` (a dict of arrays, weighted; `_name` marks those that
-    were due and may be shown), `scored`, `no_condition_fits`, and for consultations that ended `truth` (condition index),
+    Info holds arrays [N]: `components` (a dict of arrays, weighted; `_name` marks those that were due and may be shown), `scored`,
+    `invalid`, `no_condition_fits`; and, with a mask `_key` beside each, for consultations that ended `truth` (condition index),
     `belief` [N, D], `differential` [N, D] (NaN: none), `case` (uint64 handles; `case_ids()` turns them into tokens).
     """
 
@@ -66,20 +65,6 @@ class ConsultVectorEnv(gym.vector.VectorEnv[dict[str, Any], NDArray, NDArray]):
         self._question: NDArray[np.integer] = np.full(self.num_envs, NONE)  # asked in the last step,
         self._row: NDArray[np.integer] = self._question  # and the row that answered
         self._seeded, self._imagined = False, False
-
-    @property
-    def num_questions(self) -> int:
-        """Q: actions 0 … Q-1 ask."""
-        return self.setup.num_questions
-
-    @property
-    def num_conditions(self) -> int:
-        """D: actions Q … Q+D-1 diagnose."""
-        return self.setup.num_conditions
-
-    def action_meanings(self) -> list[str]:
-        """One line for each action."""
-        return self.setup.action_meanings()
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Bool [N, Q + D + 1]."""
@@ -128,6 +113,7 @@ class ConsultVectorEnv(gym.vector.VectorEnv[dict[str, Any], NDArray, NDArray]):
         actions = np.asarray(actions)
         if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
             raise ActionError(f"actions must be {self.num_envs} integers, got shape {actions.shape} of {actions.dtype}")
+        actions = actions.astype(np.int64, copy=False)
         if self.autoreset_mode == AutoresetMode.DISABLED and self._needs_reset.any():
             raise EpisodeError(
                 f"step after the end of {int(self._needs_reset.sum())} consultations: reset them with options['reset_mask'] first"
@@ -154,7 +140,7 @@ class ConsultVectorEnv(gym.vector.VectorEnv[dict[str, Any], NDArray, NDArray]):
             components[name] = np.where(ended, value, 0.0) if name in hidden else value
             components[f"_{name}"] = (ended if name in hidden else due) & ~np.isnan(value)
         info: dict[str, Any] = {"components": components, "scored": step.scored, "invalid": step.transition.invalid}
-        info["no_condition_fits"] = e.normaliser < IMPOSSIBLE
+        info["no_condition_fits"] = e.no_condition_fits()
         if not live.all():
             who = np.flatnonzero(ended)
             belief = np.zeros_like(step.transition.belief_after)

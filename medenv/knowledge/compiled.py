@@ -16,7 +16,7 @@ Does not cover: data sets' patients (they are rows too, see `medenv.cases.loaded
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from numbers import Real
 
 import numpy as np
@@ -62,7 +62,14 @@ class Compiled:
     joint_cell: Int32  # [J]
     joint_condition: Int32  # [J]
     joint_opening: Int32  # [J] finding index
-    _groups: tuple[Int32, Int32]  # cells -> likelihood group, group -> a representative cell
+    cell_group: Int32  # [C] cells with equal tables share a group: information gain is one matrix product per group
+    group_cell: Int32  # [G] one cell of each group
+
+    @property
+    def name(self) -> str:
+        """What these tables are: base, fingerprint, noise, difficulty, setting."""
+        setting = self.setting or "all settings"
+        return f"{self.base.id} {self.base.fingerprint}, noise {self.noise:g}, difficulty {self.difficulty:g}, {setting}"
 
     @property
     def num_conditions(self) -> int:
@@ -83,16 +90,6 @@ class Compiled:
     def unknown_row(self) -> int:
         """R: the row of an answer that discloses nothing."""
         return int(self.row_finding.size - 1)
-
-    @property
-    def cell_group(self) -> Int32:
-        """[C] cells with equal tables share a group: information gain is one matrix product per group."""
-        return self._groups[0]
-
-    @cached_property
-    def group_cell(self) -> Int32:
-        """[G] one cell of each group."""
-        return self._groups[1]
 
     def cell(self, age: float, sex: str, setting: str) -> int:
         """The demographic cell of a patient: setting-major, then age band, then sex."""
@@ -200,7 +197,7 @@ def _compile(base: KnowledgeBase, noise: float, difficulty: float, setting: str 
     opening_finding = np.flatnonzero(can_open).astype(np.int32)
     opening_of = np.full(len(base.findings), -1, np.int32)
     opening_of[opening_finding] = np.arange(opening_finding.size)
-    groups = np.unique(row_of, axis=0, return_index=True, return_inverse=True)
+    _, group_cell, cell_group = np.unique(row_of, axis=0, return_index=True, return_inverse=True)
     joint = (weight[:, None, :] * opening_all).transpose(0, 2, 1)  # [C, D, Q]
     flat = np.flatnonzero(joint > 0)
     jc, jd, jq = np.unravel_index(flat, joint.shape)
@@ -229,7 +226,8 @@ def _compile(base: KnowledgeBase, noise: float, difficulty: float, setting: str 
         joint_cell=jc.astype(np.int32),
         joint_condition=jd.astype(np.int32),
         joint_opening=jq.astype(np.int32),
-        _groups=(groups[2].reshape(-1).astype(np.int32), groups[1].astype(np.int32)),
+        cell_group=cell_group.reshape(-1).astype(np.int32),
+        group_cell=group_cell.astype(np.int32),
     )
 
 

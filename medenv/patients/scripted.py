@@ -8,11 +8,23 @@ Does not cover: understanding a question that is written in words.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from medenv.errors import unknown
 from medenv.knowledge.base import YES, Finding, KnowledgeBase
 
 PERSONAS = ("plain", "brief")
 UNKNOWN = "I don't know."
+
+
+class Patient(Protocol):
+    """Whoever words an answer. What is said must be a pure function of the arguments; `medenv.testing.check_patient` checks."""
+
+    def opening(self, finding: Finding | None) -> str:
+        """The opening statement for this complaint, or for none."""
+
+    def answer(self, finding: Finding, values: tuple[str, ...]) -> str:
+        """The reply that discloses these values of a finding; no values: the patient does not know."""
 
 
 class ScriptedPatient:

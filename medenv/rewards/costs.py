@@ -1,4 +1,4 @@
-"""What asking costs: the price of a disclosed answer, and a penalty for an action that cannot be carried out.
+"""What asking costs: the price of a question, whether or not the patient knew, and a penalty for an action that cannot be carried out.
 
 Both return what is to be subtracted, as a positive number: write them with a negative weight, `- 0.01*question_cost`.
 

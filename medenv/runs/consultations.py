@@ -242,5 +242,3 @@ def ranked(setup: Setup, probabilities: NDArray[np.float32]) -> dict[str, float]
 def _short(x: np.floating) -> float:
     """The shortest decimal that gives this float32 back."""
     return float(str(x))
-
-

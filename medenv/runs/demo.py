@@ -22,7 +22,7 @@ from medenv.envs.consult import ConsultEnv
 from medenv.errors import MedenvError
 from medenv.runs.evaluate import evaluate
 from medenv.runs.plots import plot_learning_curve
-from medenv.runs.records import read_trajectories, write_whole
+from medenv.runs.records import read_trajectories, write_atomically
 
 ENV_ID, SEED = "MedConsult-v0", 0
 OTHERS = ("random", "prevalence", "checklist", "greedy", "oracle")
@@ -65,8 +65,8 @@ def demo(
         "picture": output / "consultation.png",
     }
     table = _aligned([["doctor", *COLUMNS], *rows])
-    write_whole(files["csv"], _csv(summaries))
-    write_whole(files["table"], _markdown(knowledge, final["seconds"], episodes, rows))
+    write_atomically(files["csv"], _csv(summaries))
+    write_atomically(files["table"], _markdown(knowledge, final["seconds"], episodes, rows))
     references = {name: summaries[name]["mean_return"] for name in ("random", "checklist", "greedy")}
     plot_learning_curve(run / "metrics.jsonl", files["curve"], references)
     write("   Means with 95 % intervals; '-' does not apply (the oracle sees everything and asks nothing).\n\n" + table + "\n")
@@ -99,7 +99,7 @@ def _consultation(knowledge: str, run: Path, case: str, text: Path, picture: Pat
         action, _ = doctor.act(one(observation))
         observation, _, ended, _, _ = env.step(action[0])
     said = rendering.text(consult)
-    write_whole(text, said + "\n")
+    write_atomically(text, said + "\n")
     Image.fromarray(rendering.picture(consult)).save(picture)
     return said
 

@@ -9,11 +9,12 @@ The summary (null: does not apply; `<key>_ci`: [low, high], 95 % bootstrap over 
 - `episodes` consultations finished, failures among them; `failures` could not be scored (an exception in the doctor, numbers that are not
   finite): they count nowhere else, and never as 0.
 - `accuracy`: share diagnosed right (a referral and an undiagnosed end are not right). `referral_rate`, `undiagnosed_rate`: shares.
-- `mean_questions`: answered questions · `mean_cost`: their cost in the base's units · `mean_return`: sum of rewards ·
+- `mean_questions`: valid questions asked · `mean_cost`: their cost in the base's units · `mean_return`: sum of rewards ·
   `invalid_actions`: masked or unknown actions. All per consultation. `unscored`: consultations left out of `mean_return` because a reward
   component could not be scored.
 - `top3`, `top5`, `brier` (0-2, 0 best), `ece` (15 bins), `log_score` (nats, 0 best): of the last differential that the doctor gave. Null
   unless it gave one in every consultation; the environment's own belief never takes its place.
+- `loaded`: where the cases were read from a file, how many there are and how often each thing had to be put right (null otherwise).
 
 Does not cover: comparing doctors (`medenv.runs.statistics.paired_difference`), training, other rewards (`replay`).
 """
@@ -35,6 +36,7 @@ from numpy.typing import NDArray
 import medenv
 from medenv.agents.doctor import Doctor, make_doctor
 from medenv.agents.oracle import oracle_beliefs
+from medenv.cases.loaded import LoadedCases
 from medenv.cases.source import CaseSource
 from medenv.envs.setup import Setup
 from medenv.errors import MedenvError, RunError
@@ -50,7 +52,7 @@ from medenv.runs.records import (
     Writer,
     configuration_hash,
     read_trajectories,
-    write_whole,
+    write_atomically,
 )
 
 BATCH = 256
@@ -83,11 +85,13 @@ def evaluate(
     env_arguments: Mapping[str, Any] | None = None,
     batch: int = BATCH,
     progress: Callable[[int, int], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """The summary of `agent` over `episodes` consultations of `env_id` (a split without `split` is "test").
 
     `output`: a folder for trajectories.jsonl, wrong.csv and summary.json (written last). RunError when it holds a run of other
-    arguments. `progress` is called with (done, all).
+    arguments, or any run at all where `agent` is an object without a `fingerprint` (text that tells its versions apart).
+    `progress` is called with (done, all), `tell` with the lines of the report on the cases' file, where they were read from one.
     """
     if episodes < 1 or batch < 1:
         raise MedenvError(f"episodes is {episodes} and batch {batch}: give numbers >= 1")
@@ -96,6 +100,9 @@ def evaluate(
     setup, arguments = make_setup(env_id, {"split": "test"} | dict(env_arguments or {}))
     oracle = agent == ORACLE
     doctor = None if oracle else make_doctor(agent, setup.tables, seed_for(seed, "doctor")) if isinstance(agent, str) else agent
+    report = setup.source.report if isinstance(setup.source, LoadedCases) else None
+    for line in report.lines() if report is not None and tell is not None else ():
+        tell(line)
     handles = assign(setup.source, seed, episodes)
     head: Record = {
         "schema": SCHEMA,
@@ -105,7 +112,7 @@ def evaluate(
         "base": setup.base.fingerprint,
         "seed": seed,
         "agent": agent if isinstance(agent, str) else agent.name,
-        "doctor": None if doctor is None else _fingerprint(agent, doctor),
+        "doctor": ORACLE if doctor is None else _fingerprint(agent, doctor),
     }
     head["configuration"] = configuration_hash(head)
     folder = None if output is None else Path(output)
@@ -114,6 +121,11 @@ def evaluate(
     try:
         if folder is not None:
             rows = _finished(folder, head, len(handles))
+            if rows and head["doctor"] is None:
+                raise RunError(
+                    f"{folder} holds {len(rows)} consultations, and whether they are this {type(agent).__name__}'s can't be told: "
+                    "give it a `fingerprint` (text that tells its versions apart), or another output"
+                )
             if len(rows) < len(handles):
                 (folder / SUMMARY).unlink(missing_ok=True)  # a summary says that the run is complete
         for start in range(0, len(handles), batch):
@@ -132,10 +144,11 @@ def evaluate(
         if writer is not None:
             writer.close()
     table = [rows[e] for e in sorted(rows)]
-    summary = {k: head[k] for k in _NAMED} | summarise(table, seed)
+    loaded = None if report is None else {"cases": report.cases, **report.counts}
+    summary = {k: head[k] for k in _NAMED} | {"loaded": loaded} | summarise(table, seed)
     if folder is not None:
-        write_whole(folder / WRONG, wrong_cases(table))
-        write_whole(folder / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        write_atomically(folder / WRONG, wrong_cases(table))
+        write_atomically(folder / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return summary
 
 
@@ -231,7 +244,7 @@ def _finished(folder: Path, head: Record, episodes: int) -> dict[int, dict[str, 
 
 
 def _fingerprint(agent: str | Doctor, doctor: Doctor) -> str | None:
-    """What tells two versions of a trained doctor apart: its own `fingerprint`, else a hash of the weights in its run directory."""
+    """What tells two versions of a doctor apart: its own `fingerprint`, else a hash of the weights in its run directory, else None."""
     own: str | None = getattr(doctor, "fingerprint", None)
     if own is not None or not isinstance(agent, str):
         return own

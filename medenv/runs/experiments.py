@@ -12,6 +12,7 @@ Does not cover: reward ablations.
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -86,7 +87,7 @@ def ddxplus(data: Path, patients: str, output: Path) -> None:
         arguments = _arguments(base) | {"cases": cases, "split": "test"}
         oracle = evaluate(ENV, "oracle", len(cases), 0, env_arguments=arguments)
         for confidence in REAL_CONFIDENCES if floor == FLOOR else (chosen,):
-            real = evaluate(ENV, Greedy(Setup(**arguments).tables, confidence, 0.0), len(cases), 0, env_arguments=arguments)
+            real = evaluate(ENV, Greedy(Setup(**arguments).tables, confidence), len(cases), 0, env_arguments=arguments)
             rows.append(
                 {
                     "floor": floor,
@@ -103,7 +104,7 @@ def ddxplus(data: Path, patients: str, output: Path) -> None:
     notes = [
         f"{len(cases)} real patients of {file.name}, after age, sex and opening evidence; 30 turns, no reporting noise. Sampled columns: "
         f"{SAMPLED} patients drawn from the same tables. The threshold is the most accurate one on sampled patients with at most "
-        f"{QUESTIONS_AT_MOST} questions on average, at the committed floor {FLOOR:g}; probabilities: {'; '.join(base.notes[-1:])}.",
+        f"{QUESTIONS_AT_MOST} questions on average, at the committed floor {FLOOR:g}; probabilities: {bases[FLOOR].notes[-1]}.",
     ]
     _write(output / "real_patients", rows, notes, "python -m medenv.runs.experiments ddxplus DIR")
     _plot_curve([r for r in rows if r["floor"] == FLOOR], output / "accuracy_questions.png")
@@ -154,10 +155,19 @@ def _train(name: str, plan: Mapping[str, Any], folders: Sequence[Path], jobs: in
     waiting = list(zip(plan["seeds"], folders, strict=True))
     running: list[tuple[int, subprocess.Popen[bytes]]] = []
     threads = str(plan["threads"])
+    try:
+        _run_all(name, plan, waiting, running, threads, jobs)
+    finally:
+        for _, process in running:
+            process.terminate()
+
+
+def _run_all(name: str, plan: Mapping[str, Any], waiting: list[tuple[int, Path]], running: list[Any], threads: str, jobs: int) -> None:
     while waiting or running:
         while waiting and len(running) < jobs:
             seed, folder = waiting.pop(0)
-            keys = [f"env.{k}={v}" for k, v in plan.get("env", {}).items()] + [f"{k}={v}" for k, v in plan["train"].items()]
+            keys = [f"env.{k}={json.dumps(v)}" for k, v in plan.get("env", {}).items()]
+            keys += [f"{k}={json.dumps(v)}" for k, v in plan["train"].items()]
             command = [
                 sys.executable,
                 "-m",
@@ -205,8 +215,6 @@ def _row(name: str, found: Mapping[str, Mapping[str, Any]], curve: list[tuple[fl
 
 
 def _trained(folder: Path) -> dict[str, Any]:
-    import json
-
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     last = lines[-1]
     rates = [r["steps_per_second"] for r in lines if r.get("steps_per_second")]
@@ -234,7 +242,7 @@ def _arguments(base: KnowledgeBase) -> dict[str, Any]:
 
 def _sampled(base: KnowledgeBase, confidence: float) -> dict[str, Any]:
     arguments = _arguments(base) | {"split": "validation"}
-    return evaluate(ENV, Greedy(Setup(**arguments).tables, confidence, 0.0), SAMPLED, 0, env_arguments=arguments)
+    return evaluate(ENV, Greedy(Setup(**arguments).tables, confidence), SAMPLED, 0, env_arguments=arguments)
 
 
 def _some(s: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 
+from medenv.cases.loaded import LoadedCases
 from medenv.envs import rendering
 from medenv.envs.consult import ConsultEnv
 
@@ -30,13 +30,21 @@ def play(
     env_arguments: Mapping[str, Any] | None = None,
     read: Callable[[str], str] = input,
     write: Callable[[str], None] = print,
+    tell: Callable[[str], None] | None = None,
 ) -> dict[str, Any] | None:
-    """One consultation. Returns truth, diagnosis, correct, return, questions, case_id; None when the person left before the end."""
+    """One consultation. Returns truth, diagnosis, correct, return, questions, case_id; None when the person left before the end.
+
+    `tell` gets the lines of the report on the cases' file, where they were read from one.
+    """
     env = gym.make(env_id, disable_env_checker=True, **dict(env_arguments or {}))
     consult = env.unwrapped
     assert isinstance(consult, ConsultEnv)
+    source = consult.setup.source
+    if isinstance(source, LoadedCases) and source.report is not None and tell is not None:
+        for line in source.report.lines():
+            tell(line)
     env.reset(seed=seed)
-    write(rendering.last_turn(consult) + "\n" + differential(consult) + "\nType part of a question, or ? for help.")
+    write(rendering.last_turn(consult) + "\nType part of a question, or ? for help.")
     total, chosen = 0.0, _Chooser(consult, write)
     while True:
         try:
@@ -51,7 +59,6 @@ def play(
         write(rendering.last_turn(consult))
         if ended:
             break
-        write(differential(consult))
     components = ", ".join(f"{k} {'not scored' if v is None else f'{v:+.3f}'}" for k, v in info["components"].items())
     write(f"Reward of the last turn: {components}. Return of the consultation: {total:.3f}. Case {info['case_id']}.")
     diagnosis = action - consult.num_questions
@@ -59,14 +66,6 @@ def play(
     asked = sum(row >= 0 for _, row, _ in consult.turns)
     result = {"truth": info["truth"], "diagnosis": named, "correct": named == info["truth"], "return": total, "questions": asked}
     return result | {"case_id": info["case_id"], "seed": seed}
-
-
-def differential(env: ConsultEnv, count: int = 6) -> str:
-    """The environment's belief as bars, likeliest first."""
-    belief = env.engine.belief[0]
-    rows = np.argsort(-belief, kind="stable")[:count]
-    named = [(float(belief[d]), env.setup.base.conditions[d].name) for d in rows]
-    return "\n".join(f"  {'█' * round(30 * p):30} {p:6.1%}  {name}" for p, name in named)
 
 
 def search(text: str, names: Sequence[str], count: int = CHOICES) -> list[int]:

@@ -23,7 +23,7 @@ def plot_learning_curve(metrics: Path | Sequence[Mapping[str, Any]], file: Path,
     from matplotlib.figure import Figure
 
     if isinstance(metrics, Path):
-        metrics = [json.loads(line) for line in metrics.read_text().split("\n")[:-1]]
+        metrics = read_metrics(metrics)
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (key, label) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):

@@ -9,7 +9,7 @@ A line (schema 1): `schema`, `medenv` (version), `environment`, `arguments` (all
 - the end: `truth`, `diagnosis`, `referred`, `undiagnosed`, `differential` ({condition: probability}, the doctor's, likeliest first, null if
   none was given), `correct`, `return`, `questions`, `cost`, `invalid_actions`.
 
-Lines are appended whole and synced; a manifest or summary is written last, under a temporary name, then renamed.
+Lines are appended whole and synced; a summary is written last, under a temporary name, then renamed (`write_atomically`).
 
 Does not cover: running consultations (`evaluate`), scoring them with another reward (`replay`).
 """
@@ -18,19 +18,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from medenv.errors import RunError
 
 SCHEMA = 1
 TRAJECTORIES, SUMMARY, WRONG = "trajectories.jsonl", "summary.json", "wrong.csv"
+TEMPORARY = ".tmp"  # suffix of a file that is being written
 
 Record = dict[str, Any]
 
@@ -50,7 +51,7 @@ class Writer:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: BinaryIO = path.open("ab", buffering=0)
+        self._file = path.open("ab", buffering=0)
         self._lock()
         self._end = whole_length(path)
         self._file.truncate(self._end)
@@ -71,12 +72,9 @@ class Writer:
     def write(self, records: Iterable[Record]) -> None:
         """Append a batch. RunError (what was written before is kept) when the system refuses."""
         lines = [json.dumps(r, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n" for r in records]
-        body = memoryview("".join(lines).encode())
-        size = len(body)
+        body = "".join(lines).encode()
         try:
-            while body:
-                body = body[self._file.write(body) :]
-            self._file.flush()
+            write_all(self._file, body)
             os.fsync(self._file.fileno())
         except OSError as error:
             self._cut_back()
@@ -84,7 +82,7 @@ class Writer:
                 f"could not write {self.path}: {error.strerror or error}; {self.written} consultations of this run are kept there: "
                 "make room and give the same command again, it goes on from there"
             ) from error
-        self._end += size
+        self._end += len(body)
         self.written += len(lines)
 
     def _cut_back(self) -> None:
@@ -151,22 +149,42 @@ def whole_length(path: Path) -> int:
     return end
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all: a temporary beside it, synced, then renamed. RunError if refused."""
-    handle, name = -1, ""
+def write_all(file: io.FileIO, body: bytes) -> None:
+    """All of `body` into an unbuffered file, which may take less than it is given at a time. OSError when it takes no more."""
+    rest = memoryview(body)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def write_atomically(path: Path, content: str | bytes, advice: str = "check the folder and the room left on the disk") -> None:
+    """Replace a file whole: a reader, or a kill at any moment, finds the old content or the new.
+
+    A temporary beside it is written and synced, then renamed. RunError, with `advice`, when the system refuses.
+    """
+    temporary = path.with_name(f"{path.name}{TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp makes it private
-        os.replace(name, path)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
     except OSError as error:
-        if name:
-            Path(name).unlink(missing_ok=True)
-        raise RunError(f"could not write {path}: {error.strerror or error}; check the folder and the room left on the disk") from error
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise RunError(f"could not write {path}: {error.strerror or error}; {advice}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is on disk once its folder is. Where a folder can't be opened (Windows), the system sees to it."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _parse(file: Path, number: int, line: bytes) -> Record:

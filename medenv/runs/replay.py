@@ -23,7 +23,16 @@ from medenv.hashing import seed_for
 from medenv.rewards.mix import RewardMix, parse_mix
 from medenv.runs.consultations import Choice, Observation, component_means, consultations, make_setup
 from medenv.runs.evaluate import BATCH
-from medenv.runs.records import SUMMARY, TRAJECTORIES, Record, Writer, configuration_hash, read_trajectories, trajectory_file, write_whole
+from medenv.runs.records import (
+    SUMMARY,
+    TRAJECTORIES,
+    Record,
+    Writer,
+    configuration_hash,
+    read_trajectories,
+    trajectory_file,
+    write_atomically,
+)
 from medenv.runs.statistics import bootstrap_mean
 
 _SAME = ("case_id", "demographics", "opening")
@@ -55,7 +64,7 @@ def replay(
         _save(Path(output), new, path)
     summary = _summary(old, new) | {"reward": written, "recorded_reward": old[0]["arguments"]["reward"]}
     if output is not None:
-        write_whole(Path(output) / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        write_atomically(Path(output) / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return summary
 
 

@@ -18,8 +18,11 @@ from medenv.errors import RunError
 
 ROOT = Path(medenv.__file__).parents[1]
 BEGIN, END = "<!-- results: made by `python -m medenv.runs.results --write` -->", "<!-- end of results -->"
-HEAD = ("| patients | doctor | top-1 | questions | return | gap closed |", "| --- | --- | --- | --- | --- | --- |")
-BUILTIN, REAL = "built-in base, 4,000 test cases", "DDXPlus, 1,001 real test patients"
+HEAD = (
+    "| patients | doctor | top-1 | questions | greedy's top-1 at as many questions | return | gap closed |",
+    "|" + " --- |" * 7,
+)
+BUILTIN, REAL = "built-in base", "DDXPlus, real test patients"
 Row = Mapping[str, str]
 
 
@@ -30,15 +33,16 @@ def results_table(experiments: Path = ROOT / "experiments") -> str:
     for agent in ("random", "greedy", "oracle"):
         lines.append(_line(BUILTIN, agent, [r for r in observed if r["agent"] == agent]))
     runs = (
-        ("belief", "PPO, 5 minutes on one core, belief observed"),
-        ("no_belief", "PPO, 5 minutes on one core, belief not observed"),
-        ("belief_20min", "PPO, 20 minutes on one core, belief observed"),
+        ("belief", "PPO, belief observed"),
+        ("no_belief", "PPO, belief not observed"),
+        ("belief_20min", "PPO, belief observed"),
+        ("imitate", "PPO after imitating greedy, belief observed"),
     )
     for name, label in runs:
         lines += _seeds(BUILTIN, label, experiments / f"ppo/{name}.csv", "cases")
     real = [r for r in _read(experiments / "ddxplus/real_patients.csv") if r["chosen"]]
     lines.append(_line(REAL, "greedy", real))
-    lines.append(f"| {REAL} | oracle | {_percent(real[0]['oracle_accuracy'], real[0]['oracle_ci'])} | all | | |")
+    lines.append(f"| {REAL} | oracle | {_percent(real[0]['oracle_accuracy'], real[0]['oracle_ci'])} | all | | | |")
     for name, label in (("ddxplus_belief", "belief observed"), ("ddxplus_no_belief", "belief not observed")):
         lines += _seeds(REAL, f"PPO trained on sampled patients, {label}", experiments / f"ppo/{name}.csv", "real")
     return "\n".join(lines)
@@ -70,7 +74,7 @@ def _line(patients: str, agent: str, rows: Sequence[Row]) -> str:
     questions = f"{float(row['mean_questions']):.2f}" if row["mean_questions"] else "all"
     reward = f"{float(row['mean_return']):.3f}" if row["mean_return"] else ""
     gap = f"{float(row['gap_closed']):.0%}" if row.get("gap_closed") else ""
-    return f"| {patients} | {agent} | {_percent(row['accuracy'], row['accuracy_ci'])} | {questions} | {reward} | {gap} |"
+    return f"| {patients} | {agent} | {_percent(row['accuracy'], row['accuracy_ci'])} | {questions} | | {reward} | {gap} |"
 
 
 def _seeds(patients: str, label: str, file: Path, test: str) -> list[str]:
@@ -82,8 +86,11 @@ def _seeds(patients: str, label: str, file: Path, test: str) -> list[str]:
         values = [float(r[key]) for r in rows]
         return f"{sum(values) / len(values):{form}} [{min(values):{form}} to {max(values):{form}}]"
 
-    cells = (spread("accuracy", ".1%"), spread("mean_questions", ".2f"), spread("mean_return", ".3f"), spread("gap_closed", ".1%"))
-    return [f"| {patients} | {label}, {len(rows)} seed{'s' if len(rows) > 1 else ''} | {' | '.join(cells)} |"]
+    equal = f"{sum(float(r['greedy_equal_questions']) for r in rows) / len(rows):.1%}"
+    cells = (spread("accuracy", ".1%"), spread("mean_questions", ".2f"), equal, spread("mean_return", ".3f"), spread("gap_closed", ".1%"))
+    spent = max(float(r["seconds"]) for r in rows)
+    time = f"{spent / 60:.0f} min" if spent > 240 else f"{spent:.0f} s"
+    return [f"| {patients} | {label}, {time} on one core, {len(rows)} seed{'s' if len(rows) > 1 else ''} | {' | '.join(cells)} |"]
 
 
 def _percent(value: str, interval: str) -> str:

@@ -1,6 +1,6 @@
 """Training runs: the run directory (settings, versions, metrics, checkpoints), and PPO driven through it.
 
-    RUN/run.json        settings, versions, base fingerprint: written once
+    RUN/run.json        settings, versions, base fingerprint: written once, when the run starts
     RUN/metrics.jsonl   one line per update; after a resume no update is missing and none appears twice
     RUN/checkpoint.pt   everything that the next update depends on
     RUN/policy/         what `ppo:RUN` loads
@@ -8,7 +8,8 @@
     RUN/curve.png       the learning curve, where matplotlib is installed
 
 A checkpoint replaces the one before it whole (temporary file, fsync, rename), so a run that is killed at any moment continues from
-the last one; with `steps` as budget it ends, on one machine, with the same parameters as a run that was never killed.
+the last one; with `steps` as budget it ends, on one machine, with the same parameters as a run that was never killed. A run goes on
+under the medenv version that started it, or another with the same first two numbers; any other is an error that names both.
 
 Does not cover: learning itself (`medenv.agents.ppo`), evaluation on test cases, and clusters.
 """
@@ -22,6 +23,7 @@ import io
 import json
 import math
 import os
+import pickle
 import platform
 import time
 import tomllib
@@ -40,6 +42,7 @@ from medenv.agents.policy import policy_files
 from medenv.agents.ppo import PPO, PPOSettings
 from medenv.errors import RunError
 from medenv.runs.plots import plot_learning_curve
+from medenv.runs.records import TEMPORARY, write_all, write_atomically
 
 S = TypeVar("S")
 Progress = Callable[[dict[str, Any]], None]
@@ -47,7 +50,8 @@ Progress = Callable[[dict[str, Any]], None]
 FORMAT = 1  # of the run directory
 DEFAULT_SECONDS = 300.0
 CHANGEABLE = ("seconds", "steps", "tensorboard", "wandb")  # settings that a resumed run may change
-TEMPORARY = ".tmp"  # suffix of a file that is being written
+FULL = "the last checkpoint is kept, make room and give --resume"
+DAMAGED = (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError)  # what reading a cut or foreign file raises
 
 GLOSSARY: dict[str, tuple[str, str, str]] = {  # key: (formula or meaning, healthy range, what a bad value means)
     "update": ("rollouts learned from", "rises by one", "a gap: lines were lost"),
@@ -84,7 +88,7 @@ def train(settings: PPOSettings, output: Path, resume: bool = False, progress: P
 
     `progress` gets each metrics line. With `resume` the run in `output` goes on from its last checkpoint (an empty or missing
     directory starts one; a finished run returns its metrics). RunError: a directory that is not empty without `resume`, one of
-    another version, base or settings, or a setting out of range.
+    another version (see the module), base or settings (but `CHANGEABLE` ones), a damaged file, a full disk, or a setting out of range.
     """
     _check(settings)
     with _threads(settings.threads):
@@ -110,8 +114,11 @@ def _train(learner: PPO, settings: PPOSettings, run: RunDirectory, progress: Pro
     state = run.checkpoint()
     update, steps, spent = 0, 0, 0.0
     if state is not None:
-        learner.load(state["learner"])
-        update, steps, spent = state["update"], state["steps"], state["seconds"]
+        try:
+            learner.load(state["learner"])
+            update, steps, spent = state["update"], state["steps"], state["seconds"]
+        except DAMAGED as error:
+            raise run.damaged("checkpoint.pt", error) from error
     run.keep_metrics(update if state is not None else -1)
     started = time.perf_counter() - spent
 
@@ -141,14 +148,15 @@ def _train(learner: PPO, settings: PPOSettings, run: RunDirectory, progress: Pro
     return run.finish()
 
 
-def read_settings(kind: type[S], table: Mapping[str, Any]) -> S:
+def read_settings(kind: type[S], table: Mapping[str, Any], start: Mapping[str, Any] | None = None) -> S:
     """Settings (a dataclass) from a TOML table or from `key=value` texts; `env.max_turns` reaches into the table `env`.
 
-    Texts are read as TOML values, or as they stand. RunError for an unknown key, with the closest one, and for a wrong type.
+    Texts are read as TOML values, or as they stand. `start`: settings under those of `table`, such as `saved_settings` of a run that
+    is resumed. RunError for an unknown key, with the closest one, and for a wrong type.
     """
     types = typing.get_type_hints(kind)
     values: dict[str, Any] = {}
-    for key, value in table.items():
+    for key, value in (*(start or {}).items(), *table.items()):
         name, _, inner = key.partition(".")
         if name not in types:
             close = difflib.get_close_matches(name, types, n=1, cutoff=0.4)
@@ -162,29 +170,30 @@ def read_settings(kind: type[S], table: Mapping[str, Any]) -> S:
     return kind(**values)
 
 
+def saved_settings(path: Path) -> dict[str, Any]:
+    """The settings that the run in `path` was started with, empty where there is none. RunError as for a run that is resumed."""
+    settings: dict[str, Any] = _saved(path)["settings"] if _holds_files(path) else {}
+    return settings
+
+
 class RunDirectory:
     """One run on disk. `about`: kind, base, fingerprint, settings; versions are added. Any trainer can use it."""
 
     def __init__(self, path: Path, about: Mapping[str, Any], resume: bool, changeable: tuple[str, ...] = ()) -> None:
         self.path = path
         self.about: dict[str, Any] = {"format": FORMAT, "version": medenv.__version__, **about, "libraries": _versions()}
-        if path.exists() and not path.is_dir():
-            raise RunError(f"{path} is a file: name a directory for the run")
-        if path.is_dir() and any(p for p in path.iterdir() if not p.name.endswith(TEMPORARY)):
+        if _holds_files(path):
             if not resume:
                 raise RunError(f"{path} is not empty: resume the run in it, or name another directory")
             self._check_same(changeable)
-        path.mkdir(parents=True, exist_ok=True)
-        write_atomically(path / "run.json", (json.dumps(self.about, indent=2) + "\n").encode())
-        self._metrics: io.TextIOWrapper | None = None
+        else:
+            write_atomically(path / "run.json", json.dumps(self.about, indent=2) + "\n")
+        self._metrics: io.FileIO | None = None
         self._trackers: list[tuple[Callable[[dict[str, Any]], Any], Callable[[], Any]]] = []
 
     def _check_same(self, changeable: tuple[str, ...]) -> None:
-        try:
-            saved = json.loads((self.path / "run.json").read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            raise RunError(f"{self.path} is not empty and holds no readable run.json: it is not a run directory, name another") from None
-        for key in ("format", "version", "kind", "base", "fingerprint"):
+        saved = _saved(self.path)
+        for key in ("kind", "base", "fingerprint"):
             if saved.get(key) != self.about[key]:
                 raise RunError(f"{self.path}: the run's {key} is {saved.get(key)!r}, this one's is {self.about[key]!r}: start a new run")
         old, new = saved["settings"], self.about["settings"]
@@ -197,36 +206,46 @@ class RunDirectory:
         """The final metrics if the run is finished and the budget asks for no more, else None."""
         if not (self.path / "final.json").exists():
             return None
-        metrics: dict[str, Any] = json.loads((self.path / "final.json").read_text())
-        return metrics if _spent(settings, metrics["steps"], metrics["seconds"]) >= 1.0 else None
+        try:
+            metrics: dict[str, Any] = json.loads((self.path / "final.json").read_text())
+            return metrics if _spent(settings, metrics["steps"], metrics["seconds"]) >= 1.0 else None
+        except DAMAGED as error:
+            raise self.damaged("final.json", error) from error
 
     def checkpoint(self) -> dict[str, Any] | None:
-        """The last checkpoint, None before the first."""
+        """The last checkpoint, None before the first. RunError for a damaged one."""
         file = self.path / "checkpoint.pt"
-        return torch.load(file, map_location="cpu", weights_only=True) if file.exists() else None
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True) if file.exists() else None
+        except DAMAGED as error:
+            raise self.damaged(file.name, error) from error
+
+    def damaged(self, name: str, error: Exception) -> RunError:
+        """The error for a file of the run that can't be read."""
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        return RunError(f"{self.path / name} is damaged or another run's ({why[:100]}): put back a copy of it, or start a new run")
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Metrics reach the disk first, so that no checkpoint is ahead of them."""
         if self._metrics is not None:
-            self._metrics.flush()
-            os.fsync(self._metrics.fileno())
+            with self._room():
+                os.fsync(self._metrics.fileno())
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
-        write_atomically(self.path / "checkpoint.pt", buffer.getvalue())
+        write_atomically(self.path / "checkpoint.pt", buffer.getvalue(), FULL)
 
     def save_files(self, files: Mapping[str, bytes], folder: str) -> None:
         """Write files into a folder of the run, each atomically."""
-        (self.path / folder).mkdir(exist_ok=True)
         for name, content in files.items():
-            write_atomically(self.path / folder / name, content)
+            write_atomically(self.path / folder / name, content, FULL)
 
     def keep_metrics(self, update: int) -> None:
         """Drop metrics lines after `update` and a torn last line, and open the file for more."""
         file = self.path / "metrics.jsonl"
         kept = [line for line in read_metrics(file) if line["update"] <= update]
-        write_atomically(file, "".join(_line(record) for record in kept).encode())
+        write_atomically(file, "".join(_line(record) for record in kept), FULL)
         (self.path / "final.json").unlink(missing_ok=True)
-        self._metrics = open(file, "a", encoding="utf-8")  # noqa: SIM115  (closed by `close`)
+        self._metrics = open(file, "ab", buffering=0)  # noqa: SIM115  (closed by `close`)
 
     def track(self, tensorboard: bool, wandb: str) -> None:
         """Send metrics to TensorBoard and Weights & Biases too."""
@@ -250,8 +269,8 @@ class RunDirectory:
     def log(self, record: dict[str, Any]) -> None:
         """Append one metrics line. A number that is not finite is written as null."""
         assert self._metrics is not None, "keep_metrics() opens the file"
-        self._metrics.write(_line(record))
-        self._metrics.flush()
+        with self._room():
+            write_all(self._metrics, _line(record).encode())
         for send, _ in self._trackers:
             send(record)
 
@@ -260,7 +279,7 @@ class RunDirectory:
         final: dict[str, Any] = {}
         for record in read_metrics(self.path / "metrics.jsonl"):
             final |= record
-        write_atomically(self.path / "final.json", (json.dumps(final, indent=2) + "\n").encode())
+        write_atomically(self.path / "final.json", json.dumps(final, indent=2) + "\n", FULL)
         return final
 
     def close(self) -> None:
@@ -270,6 +289,14 @@ class RunDirectory:
         self._trackers = []
         if self._metrics is not None:
             self._metrics.close()
+
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[None]:
+        """A metrics line that does not fit is a RunError; what was written of it is a torn line, which a resumed run drops."""
+        try:
+            yield
+        except OSError as error:
+            raise RunError(f"could not write {self.path / 'metrics.jsonl'}: {error.strerror or error}; {FULL}") from error
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
@@ -286,19 +313,27 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     return out
 
 
-def write_atomically(file: Path, content: bytes) -> None:
-    """Replace a file whole: a reader, or a kill at any moment, finds the old content or the new."""
-    temporary = file.with_name(f"{file.name}{TEMPORARY}")
-    with open(temporary, "wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(temporary, file)
-    folder = os.open(file.parent, os.O_RDONLY)
+def _holds_files(path: Path) -> bool:
+    """Whether there is a directory with anything in it but a file that was cut while it was written."""
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file: name a directory for the run")
+    return path.is_dir() and any(not p.name.endswith(TEMPORARY) for p in path.iterdir())
+
+
+def _saved(path: Path) -> dict[str, Any]:
+    """The run.json of a run that may be resumed under this version."""
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        saved: dict[str, Any] = json.loads((path / "run.json").read_text())
+        found, version = saved["format"], str(saved["version"])
+        dict(saved["settings"])
+    except (FileNotFoundError, *DAMAGED):
+        raise RunError(f"{path} is not empty and holds no readable run.json: it is not a run directory, name another") from None
+    if found != FORMAT:
+        raise RunError(f"{path}: the run's format is {found!r}, this one's is {FORMAT!r}: start a new run")
+    if version.split(".")[:2] != medenv.__version__.split(".")[:2]:
+        here = f"this one's is {medenv.__version__!r}"
+        raise RunError(f"{path}: the run's version is {version!r}, {here}: resume under medenv {version}, or start a new run")
+    return saved
 
 
 def _spent(settings: PPOSettings, steps: int, seconds: float) -> float:
@@ -330,6 +365,8 @@ def _check(settings: PPOSettings) -> None:
 def _parsed(text: str) -> Any:
     if text.lower() in ("none", "null"):
         return None
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -21,8 +21,8 @@ import click
 
 import medenv
 from medenv.errors import MedenvError, RunError, unknown
+from medenv.notice import NOTICE
 
-NOTICE = "A research simulator: not medical advice, not for use with patients."
 SMOKE = {"num_envs": 64, "rollout": 8, "steps": 1536, "minibatch": 256, "evaluate_every": 1, "evaluate_episodes": 128}
 CHECKED = 200  # consultations of each doctor in `check reward`
 EXTRAS = {"torch": "torch", "matplotlib": "plots", "PIL": "plots"}  # package: extra that installs it
@@ -85,14 +85,15 @@ output_option = click.option("--output", type=click.Path(path_type=Path), metava
 seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Draws the patients.")
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    help=f"Reinforcement-learning environments for medical consultations.\n\n{NOTICE}",
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(medenv.__version__, prog_name="medenv")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Reinforcement-learning environments for medical consultations.
-
-    A research simulator: not medical advice, not for use with patients.
-    """
+    """See `help`."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
@@ -196,7 +197,7 @@ def play(env_id: str, arguments: dict[str, Any], seed: int | None, as_json: bool
 
     if env_id not in environment_ids():
         raise unknown("environment", env_id, environment_ids())
-    result = play_(env_id, seed, arguments)
+    result = play_(env_id, seed, arguments, tell=_note)
     if as_json:
         _print_json(result or {"left": True})
 
@@ -217,7 +218,7 @@ def evaluate(
     from medenv.runs.evaluate import evaluate as evaluate_
 
     with _progress(f"{agent} on {env_id}") as advance:
-        summary = evaluate_(env_id, agent, episodes, seed, output, arguments, batch, advance)
+        summary = evaluate_(env_id, agent, episodes, seed, output, arguments, batch, advance, _note)
     _emit(summary, as_json, lambda: _summary_table(summary))
     if summary["failures"] == summary["episodes"]:
         return _fail(f"all {summary['episodes']} consultations failed: nothing could be scored{_where(output)}", 1)
@@ -232,24 +233,25 @@ def train() -> None:
 @train.command("ppo")
 @click.argument("settings", nargs=-1, metavar="[CONFIG.toml] [KEY=VALUE]...")
 @environment_options
-@click.option("--resume", is_flag=True, help="Go on with the run in --output.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --output, with its settings; seconds and steps may be given anew.")
 @click.option("--smoke", is_flag=True, help="A run of seconds, to see that everything works.")
 @output_option
 @json_option
 def train_ppo(settings: tuple[str, ...], arguments: dict[str, Any], resume: bool, smoke: bool, output: Path | None, as_json: bool) -> None:
     """Proximal policy optimisation. Keys are the fields of medenv.agents.ppo.PPOSettings; env.NAME reaches the environment."""
     from medenv.agents.ppo import PPOSettings
-    from medenv.runs.training import read_settings
+    from medenv.runs.training import read_settings, saved_settings
     from medenv.runs.training import train as train_
 
-    table: dict[str, Any] = dict(SMOKE) if smoke else {}
+    folder = output or Path("runs") / ("smoke" if smoke else "ppo")
+    start = saved_settings(folder) if resume else {}
+    table: dict[str, Any] = dict(SMOKE) if smoke and not start else {}
     for text in settings:
         key, equals, value = text.partition("=")
         table |= {key: value} if equals else _read_toml(Path(text))
     for name, value in arguments.items():
         table[f"env.{name}"] = value
-    chosen = read_settings(PPOSettings, table)
-    folder = output or Path("runs") / ("smoke" if smoke else "ppo")
+    chosen = read_settings(PPOSettings, table, start)
     with _training_progress(chosen.seconds, chosen.steps) as advance:
         final = train_(chosen, folder, resume=resume, progress=advance)
     kept = {k: final.get(k) for k in ("update", "steps", "seconds", "validation_return", "validation_accuracy", "validation_questions")}
@@ -265,7 +267,7 @@ def replay(run: Path, reward: str, output: Path | None, as_json: bool) -> None:
     """Score saved trajectories again with another reward mix."""
     from medenv.runs.replay import replay as replay_
 
-    summary = replay_(run, reward, output, torn=lambda message: click.echo(f"medenv: {message}", err=True))
+    summary = replay_(run, reward, output, torn=_note)
     components = summary["components"]
 
     def show() -> None:
@@ -289,7 +291,7 @@ def knowledge_show(name: str | None, source: str, as_json: bool) -> None:
     from medenv.runs.knowledge import describe, overview
 
     found = overview(source) if name is None else describe(source, name)
-    _emit(found, as_json, lambda: _table("", ["key", "value"], [[k, v] for k, v in found.items()]))
+    _emit(found, as_json, lambda: _knowledge_table(found))
 
 
 @knowledge.command("search")
@@ -309,7 +311,7 @@ def knowledge_search(text: str, source: str, as_json: bool) -> None:
 @output_option
 @json_option
 def bench(names: tuple[str, ...], output: Path | None, as_json: bool) -> None:
-    """Measure speed: vector, scalar, gain, import, memory (default: all). --output FILE.md keeps the table."""
+    """Measure speed: vector, scalar, gain, import, memory, demo_memory (default: all). --output FILE.md keeps the table."""
     from medenv.runs.bench import bench as bench_
     from medenv.runs.bench import markdown
     from medenv.runs.records import write_atomically
@@ -335,6 +337,11 @@ def demo(output: Path, seconds: float, episodes: int, knowledge: str, as_json: b
         result = demo_(output, seconds, episodes, knowledge, (lambda text: None) if as_json else click.echo, advance)
     if as_json:
         _print_json(result)
+
+
+def _note(message: str) -> None:
+    """A line on standard error that is no failure."""
+    click.echo(f"medenv: {message}", err=True)
 
 
 def _fail(message: str, code: int = 2) -> int:
@@ -388,6 +395,23 @@ def _summary_table(summary: Mapping[str, Any]) -> None:
     _table(NOTICE, ["key", "value", "95 % interval"], rows)
 
 
+def _knowledge_table(found: Mapping[str, Any]) -> None:
+    """An entry with its links: a table of their own, and the sources that they name."""
+    links = next((k for k in ("findings", "conditions") if isinstance(found.get(k), Mapping)), None)
+    rows = [[k, v] for k, v in found.items() if k not in (links, "sources")]
+    _table("", ["key", "value"], rows)
+    if links is not None:
+        named = [[i, _pairs(e["probabilities"]), e["grade"], e["source"]] for i, e in found[links].items()]
+        click.echo()
+        _table("", [links[:-1], "probabilities", "grade", "source"], named)
+        click.echo()
+        _table("", ["source", "citation"], [[k, v] for k, v in found["sources"].items()])
+
+
+def _pairs(probabilities: Mapping[str, float]) -> str:
+    return ", ".join(f"{value} {p:.4g}" for value, p in probabilities.items())
+
+
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table on a terminal, else lines with tabs between the cells."""
     cells = [[_cell(c) for c in row] for row in rows]
@@ -437,13 +461,22 @@ def _training_progress(seconds: float | None, steps: int | None) -> Iterator[Cal
 
         yield line
         return
-    with _progress("training") as bar:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("training"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[told]}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=steps or seconds or 300, told="")
+
+        known: dict[str, Any] = {}
 
         def advance(record: dict[str, Any]) -> None:
-            bar(*((record["steps"], steps) if steps else (int(record["seconds"]), int(seconds or 300))))
+            known.update({k: v for k, v in record.items() if v is not None})
+            told = _told(known, "" if "return" in known else "validation_")  # none has ended before the first update
+            bar.update(task, completed=record["steps" if steps else "seconds"], told=told)
 
         yield advance
 
 
-def _told(record: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k[11:]} {record[k]:.3f}" for k in ("validation_return", "validation_accuracy", "validation_questions"))
+def _told(record: Mapping[str, Any], prefix: str = "validation_") -> str:
+    return ", ".join(f"{name} {record[prefix + name]:.3f}" for name in ("return", "accuracy", "questions"))

@@ -26,6 +26,7 @@ import pickle
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -317,11 +318,11 @@ def check_reward(reward: str | Mapping[str, Any] | RewardMix | Reward, tables: C
 def check_patient(patient: Patient, base: KnowledgeBase) -> None:
     """Words for every opening and answer of `base`: text, never empty, the same each time, different for different answers."""
     for finding in (None, *(f for f in base.findings if f.complaint)):
-        _check_words(lambda f=finding: patient.opening(f), f"the opening {finding and finding.id}")
+        _check_words(partial(patient.opening, finding), f"the opening {finding and finding.id}")
     for finding in base.findings:
         said: dict[str, tuple[str, ...]] = {}
         for values in ((), *((v,) for v in finding.values)):
-            words = _check_words(lambda f=finding, v=values: patient.answer(f, v), f"the answer {finding.id} = {values or 'unknown'}")
+            words = _check_words(partial(patient.answer, finding, values), f"the answer {finding.id} = {values or 'unknown'}")
             if words in said:
                 raise AssertionError(f"{finding.id}: expected other words for {values} than for {said[words]}, saw {words!r} for both")
             said[words] = values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ddxplus_fixture import draw_rows, row, write_patients, write_release
 
 from medenv.cli import main
+from medenv.runs import bench
 from medenv.runs.bench import markdown
 from medenv.runs.play import play, search
 
@@ -188,6 +191,19 @@ def test_knowledge__shows_and_finds(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(last_json(capsys.readouterr().out)["matches"]) == 10
 
 
+def test_knowledge__shows_grades_and_citations(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["knowledge", "show", "common_cold", "--json"]) == 0
+    found = last_json(capsys.readouterr().out)
+    fever = found["findings"]["fever"]
+    assert fever["grade"] and fever["source"] in found["sources"] and fever["probabilities"]["yes"] > 0
+    assert main(["knowledge", "show", "common_cold"]) == 0
+    out = capsys.readouterr().out
+    assert f"fever\tyes {fever['probabilities']['yes']:.4g}\t{fever['grade']}\t{fever['source']}\n" in out
+    assert f"{fever['source']}\t{found['sources'][fever['source']]}\n" in out
+    assert main(["knowledge", "show", "fever", "--json"]) == 0
+    assert last_json(capsys.readouterr().out)["conditions"]["common_cold"] == fever
+
+
 def test_search__words_first_then_spelling() -> None:
     names = ["Chest pain on breathing in", "Chest pain", "Fever", "Painful knee"]
     assert search("chest pain", names) == [1, 0] and search("pain", names)[0] in (1, 3)
@@ -200,7 +216,7 @@ def test_play__a_consultation_to_its_end() -> None:
     result = play(ID, 3, {"knowledge": "synthetic:12x30"}, lambda _: next(typed), said.append)
     assert result is not None and result["diagnosis"] == "condition-003" and result["questions"] == 1
     text = "\n".join(said)
-    assert "nats" in text and "The patient had" in text and "Not medical advice" in text and "99 is not a choice" in text
+    assert "nats" in text and "The patient had" in text and "not medical advice" in text and "99 is not a choice" in text
     typed = iter(["refer"])
     referred = play(ID, 3, {"knowledge": "synthetic:12x30"}, lambda _: next(typed), said.append)
     assert referred is not None and referred["diagnosis"] is None and not referred["correct"]
@@ -225,6 +241,31 @@ def test_train__smoke_then_evaluate_and_resume(tmp_path: Path, capsys: pytest.Ca
     assert last_json(capsys.readouterr().out)["brier"] is not None
 
 
+def test_train__shows_return_accuracy_and_questions_in_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "140")
+    assert main(["train", "ppo", "--smoke", *SMALL, "steps=512", "--output", str(tmp_path / "run"), "--json"]) == 0
+    told = capsys.readouterr().err
+    assert re.search(r"return -?\d\.\d{3}, accuracy \d\.\d{3}, questions \d+\.\d{3}", told)
+
+
+def test_cases_from_a_file__are_reported_on_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_patients(tmp_path / "my_test.csv", [row(["E_1", "E_1"]), *draw_rows(3, 0)])
+    source = ["--knowledge", f"ddxplus:{write_release(tmp_path / 'release')}", "--cases", f"ddxplus:{file}"]
+    assert main(["evaluate", ID, *source, "--json"]) == 0
+    caught = capsys.readouterr()
+    assert f"medenv: {file}: 4 cases, split test" in caught.err and "an evidence listed twice" in caught.err
+    assert last_json(caught.out)["loaded"]["repeated"] == 1
+    typed, said = iter(["refer"]), []
+    arguments = {"knowledge": source[1], "cases": source[3], "split": "test"}
+    play(ID, 0, arguments, lambda _: next(typed), lambda text: None, said.append)
+    assert said[0] == f"{file}: 4 cases, split test"
+
+
 @pytest.mark.slow
 def test_demo__writes_everything_and_runs_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
@@ -235,6 +276,8 @@ def test_demo__writes_everything_and_runs_again(tmp_path: Path, capsys: pytest.C
     assert "not medical advice" in out and all(f"\n{name} " in out for name in ("random", "greedy", "oracle", "ppo"))
     names = {"results.md", "results.csv", "learning_curve.png", "consultation.txt", "consultation.png"}
     assert names <= {f.name for f in tmp_path.iterdir()} and all((tmp_path / n).stat().st_size > 100 for n in names)
+    compared = re.search(r"Return of ppo minus that of greedy on the same patients: [+-]\S+ \[[+-]\S+, [+-]\S+\]\.", out)
+    assert compared and compared[0] in (tmp_path / "results.md").read_text()
     table = (tmp_path / "results.csv").read_text()
     assert main([*command, "--json"]) == 0
     assert last_json(capsys.readouterr().out)["scores"]["ppo"]["episodes"] == 40 and (tmp_path / "results.csv").read_text() == table
@@ -245,3 +288,15 @@ def test_bench__import_loads_nothing_heavy(capsys: pytest.CaptureFixture[str], t
     report = last_json(capsys.readouterr().out)
     assert report["rows"][0]["note"] == "nothing heavy loaded" and 0 < report["rows"][0]["min"] <= report["rows"][0]["median"]
     assert (tmp_path / "bench.md").read_text() == markdown(report) and "| import | import medenv |" in markdown(report)
+
+
+@pytest.mark.slow
+def test_bench__demo_memory_is_that_of_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("PIL")
+    monkeypatch.setattr(bench, "DEMO", ("--seconds", "1", "--episodes", "10", *SMALL))
+    (measured,) = bench.demo_memory()
+    assert measured["unit"] == "MB" and 100 < measured["median"] < 4000
+    monkeypatch.setattr(bench, "DEMO", ("--seconds", "1", "--knowledge", "nothing"))
+    with pytest.raises(SystemExit, match="nothing"):
+        bench.demo_memory()

@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ddxplus_fixture import draw_rows, row, write_patients, write_release
 
+from medenv.agents.baselines import Checklist
 from medenv.agents.doctor import Observation, make_doctor
+from medenv.agents.greedy import Greedy
 from medenv.cases.case import Case
 from medenv.cases.loaded import LoadedCases
 from medenv.envs.setup import Setup
@@ -176,6 +179,7 @@ def test_evaluate__resumes_and_grows(tmp_path: Path) -> None:
 
     class Counting:
         name = "greedy"
+        fingerprint = greedy().fingerprint
 
         def act(self, observation: Observation) -> tuple[Any, Any]:
             calls.append(len(observation["evidence"]))
@@ -204,6 +208,32 @@ def test_evaluate__refuses_a_folder_of_another_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="is a file"):
         evaluate(ID, "greedy", 20, 0, tmp_path / "file", SMALL)
+
+
+def test_evaluate__an_object_does_not_take_over_another_doctors_consultations(tmp_path: Path) -> None:
+    tables = Setup(**SMALL).tables
+    whole = evaluate(ID, Greedy(tables, 0.9), 20, 0, tmp_path / "greedy", SMALL)
+    assert evaluate(ID, Greedy(tables, 0.9), 20, 0, tmp_path / "greedy", SMALL) == whole
+    with pytest.raises(RunError, match=r"doctor is 'confidence=0\.9 .* there, 'confidence=0\.5 .* here"):
+        evaluate(ID, Greedy(tables, 0.5), 20, 0, tmp_path / "greedy", SMALL)
+    evaluate(ID, Checklist(tables, 3), 20, 0, tmp_path / "checklist", SMALL)
+    with pytest.raises(RunError, match="length=3' there, 'length=4' here"):
+        evaluate(ID, Checklist(tables, 4), 20, 0, tmp_path / "checklist", SMALL)
+    evaluate(ID, Stubborn(), 20, 0, tmp_path / "object", SMALL)
+    with pytest.raises(RunError, match="20 consultations, and whether they are this Stubborn's can't be told: give it a `fingerprint`"):
+        evaluate(ID, Stubborn(), 20, 0, tmp_path / "object", SMALL)
+
+
+def test_evaluate__says_what_loading_the_cases_met(tmp_path: Path) -> None:
+    release = write_release(tmp_path / "release")
+    file = write_patients(tmp_path / "my_test.csv", [row(["E_1", "E_1"], "E_2"), *draw_rows(5, 0)])
+    said: list[str] = []
+    arguments = {"knowledge": f"ddxplus:{release}", "cases": f"ddxplus:{file}"}
+    summary = evaluate(ID, "greedy", 6, 0, tmp_path / "run", arguments, tell=said.append)
+    assert summary["loaded"]["cases"] == 6 and summary["loaded"]["repeated"] >= 1 and summary["loaded"]["opening_not_listed"] == 1
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["loaded"] == summary["loaded"]
+    assert said[0] == f"{file}: 6 cases, split test" and any("an evidence listed twice" in line for line in said)
+    assert evaluate(ID, "greedy", 2, 0, env_arguments=SMALL)["loaded"] is None
 
 
 def test_evaluate__refuses_bad_arguments() -> None:

@@ -113,8 +113,10 @@ def test_write_atomically__leaves_the_old_file_when_it_fails(tmp_path: Path, mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.replace", refuse)
-    with pytest.raises(RunError, match="No space left"):
+    with pytest.raises(RunError, match="No space left on device; check the folder"):
         write_atomically(file, "new")
+    with pytest.raises(RunError, match="No space left on device; go away"):
+        write_atomically(file, b"new", "go away")
     assert file.read_text() == "old" and [f.name for f in tmp_path.iterdir()] == ["summary.json"]
 
 

@@ -15,6 +15,7 @@ from medenv.envs import rendering
 from medenv.errors import EpisodeError
 from medenv.knowledge.base import YES
 from medenv.knowledge.synthetic import synthetic
+from medenv.notice import NOTICE
 
 
 def make(**arguments: Any) -> Any:
@@ -37,7 +38,7 @@ def test_text__tells_patient_turns_belief_and_footer() -> None:
     first_bar = next(line for line in said.splitlines() if "█" in line)
     assert first_bar.endswith(likeliest) and f"{env.engine.belief[0].max():.1%}" in first_bar
     assert sum("%  Condition" in line for line in said.splitlines()) == rendering.TOP
-    assert said.endswith(rendering.FOOTER) and "Not medical advice" in said
+    assert said.endswith(NOTICE) and "not medical advice" in said
     assert "The patient had" not in said
 
 
@@ -53,7 +54,7 @@ def test_text__tells_the_outcome(end: str, words: str) -> None:
     assert env.step(last)[2]
     said = rendering.text(env)
     assert words in said and f"The patient had: {env.setup.base.conditions[truth].name}" in said
-    assert words in rendering.last_turn(env) and rendering.FOOTER in rendering.last_turn(env)
+    assert words in rendering.last_turn(env) and NOTICE in rendering.last_turn(env)
     assert ("(invalid: not open)" in said) == (end == "turns")
 
 
@@ -64,6 +65,8 @@ def test_human__prints_the_patient_and_every_turn(capsys: pytest.CaptureFixture[
     info = ask_open(env)[-1]
     out = capsys.readouterr().out
     assert out.startswith("  1. ") and info["reply"] in out
+    bars = [line for line in rendering.text(env).splitlines() if "%  Condition" in line]
+    assert [line for line in out.splitlines() if "%  Condition" in line] == bars and len(bars) == rendering.TOP
     assert env.render() is None
 
 

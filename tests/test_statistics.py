@@ -16,10 +16,8 @@ from medenv.runs.statistics import (
     bootstrap_means,
     brier_scores,
     expected_calibration_error,
-    interquartile_mean,
     log_scores,
     paired_difference,
-    stratified_bootstrap,
     top_k,
 )
 
@@ -51,12 +49,6 @@ def test_ece__a_bin_holds_its_upper_edge() -> None:
     # with two bins 0.5 lies in (0, 0.5] with 0.3: |(1 + 0) - (0.5 + 0.3)| / 2 = 0.1
     assert expected_calibration_error([0.5, 0.3], [1, 0], bins=2) == pytest.approx(0.1)
     assert expected_calibration_error([0.0, 1.0], [0, 1]) == 0.0
-
-
-def test_interquartile_mean__leaves_a_quarter_out_at_each_end() -> None:
-    assert interquartile_mean([0, 1, 2, 3, 4, 5, 6, 100]) == 3.5
-    assert interquartile_mean([7.0]) == 7.0
-    assert interquartile_mean([1, 2, 3, 100, -100]) == 2.0  # floor(5/4) = 1 at each end
 
 
 def test_bootstrap_mean__agrees_with_the_normal_interval() -> None:
@@ -102,13 +94,6 @@ def test_paired_difference__shared_difficulty_cancels() -> None:
     assert difference == pytest.approx(0.1) and low == pytest.approx(0.1) and high == pytest.approx(0.1)
     with pytest.raises(MedenvError, match="3 and 2 values"):
         paired_difference([1, 2, 3], [1, 2])
-
-
-def test_stratified_bootstrap__resamples_seeds_within_a_task() -> None:
-    # tasks differ, seeds don't: whatever is drawn, each task keeps its own number
-    assert stratified_bootstrap([[1.0, 9.0], [1.0, 9.0], [1.0, 9.0]]) == (5.0, 5.0, 5.0)
-    estimate, low, high = stratified_bootstrap([[0.0], [1.0], [2.0], [3.0]], statistic=lambda v: v.mean(1))
-    assert estimate == 1.5 and low < 1.5 < high and low >= 0.0 and high <= 3.0
 
 
 @pytest.mark.parametrize("values", [[], [1.0, float("nan")]])

@@ -11,6 +11,7 @@ Does not cover: learning (`ppo`), checkpoints with optimiser and environment sta
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import pickle
@@ -34,6 +35,7 @@ FORMAT = 1  # of the policy directory
 FLOOR = 1e-6  # of a belief inside a logarithm
 DECADES = 12  # age groups that the tracker tells apart
 FORCED = 30.0  # the gate's logit where no question is open
+DAMAGED = (RuntimeError, pickle.UnpicklingError, EOFError, LookupError, AttributeError, TypeError, ValueError)  # reading a cut file
 CLOSED = -60.0  # logit of a masked question: e-27 and no less, because exp of far smaller numbers is ten times slower
 
 
@@ -192,6 +194,8 @@ class PolicyDoctor:
 
     name = "ppo"
 
+    fingerprint: str | None = None  # of the weights it was loaded from
+
     def __init__(self, policy: Policy, tracker: Tracker | None, tables: Compiled) -> None:
         self.policy, self.tracker, self.tables = policy.double(), None if tracker is None else tracker.double(), tables
 
@@ -240,7 +244,8 @@ def load_doctor(run_dir: str | Path, tables: Compiled) -> PolicyDoctor:
         policy = Policy(architecture)
         tracker = None if architecture.observe_belief else Tracker(architecture)
         reading = where / "weights.pt"
-        weights = torch.load(reading, map_location="cpu", weights_only=True)
+        content = io.BytesIO(reading.read_bytes())  # given the file, torch raises OSError for a cut one too
+        weights = torch.load(content, map_location="cpu", weights_only=True)
         for name, module in (("policy", policy), ("tracker", tracker)):
             if module is not None:
                 module.load_state_dict({k.partition(".")[2]: v for k, v in weights.items() if k.startswith(f"{name}.")})
@@ -248,10 +253,12 @@ def load_doctor(run_dir: str | Path, tables: Compiled) -> PolicyDoctor:
         raise
     except FileNotFoundError:
         raise RunError(f"{run_dir}: no trained policy here ({reading.name} is missing): give the directory that training wrote") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:  # a cut or foreign file
+    except DAMAGED as error:
         why = f"{type(error).__name__}: {error}".splitlines()[0][:100]
         raise RunError(f"{reading} is damaged ({why}): train again, or put back a copy of it") from error
-    return PolicyDoctor(policy, tracker, tables)
+    doctor = PolicyDoctor(policy, tracker, tables)
+    doctor.fingerprint = hashlib.sha256(content.getvalue()).hexdigest()[:16]
+    return doctor
 
 
 def _linear(inputs: int, outputs: int, gain: float, generator: torch.Generator | None) -> nn.Linear:

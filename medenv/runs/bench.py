@@ -6,11 +6,15 @@
 - `scalar`: steps/s of `gym.make`, and of CartPole.
 - `gain`: beliefs/s for the exact information gain of all questions, 1,024 beliefs at once from consultations at mixed turns.
 - `import`: seconds that `import medenv` takes, and which heavy packages it loads (none).
+- `ppo`: environment steps/s of PPO with its updates, belief observed, in runs of 30 s, on one thread and on all cores. Left out, unless
+  named, without torch.
 - `memory`: peak resident memory in MB of a process with 1,024 consultations.
+- `demo_memory`: the same of `medenv demo`, training for 20 s and 200 test cases, or of the largest process that it starts, once. Left
+  out, unless named, where what it needs (torch, matplotlib, Pillow) is not installed.
 
-Every figure is the median of several repeats, with the smallest and the largest beside it.
+Every other figure is the median of several repeats, with the smallest and the largest beside it.
 
-Does not cover: several cores, GPUs, training (its own metrics have `steps_per_second`).
+Does not cover: GPUs, several machines.
 """
 
 from __future__ import annotations
@@ -19,8 +23,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,6 +37,9 @@ from medenv.runs.provenance import commit, hardware, versions
 BASES = ("builtin", "synthetic:200x500")
 NUM, CARTPOLES, REPEATS = 1024, 128, 5
 SECONDS = 1.0  # at least, for one repeat
+DEMO = ("--seconds", "20", "--episodes", "200")
+NEEDS = {"ppo": ("torch",), "demo_memory": ("torch", "matplotlib", "PIL")}
+PPO_SECONDS = 30.0
 HEAVY = ("torch", "ray", "transformers", "trl", "scipy", "matplotlib", "pandas", "rich", "click")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
@@ -45,7 +54,7 @@ def bench(names: Sequence[str] = (), progress: Callable[[int, int], None] | None
     for name in names:
         if name not in BENCHMARKS:
             raise unknown("benchmark", name, BENCHMARKS)
-    chosen = [n for n in BENCHMARKS if n in names or not names]
+    chosen = [n for n in BENCHMARKS if n in names or (not names and all(find_spec(p) for p in NEEDS.get(n, ())))]
     rows: list[Row] = []
     for done, name in enumerate(chosen, 1):
         rows += _in_a_fresh_process(name)
@@ -170,6 +179,21 @@ def importing() -> list[Row]:
     return [_row("import", "import medenv", "s", seconds) | {"note": note}]
 
 
+def ppo() -> list[Row]:
+    """See the module."""
+    from medenv.agents.ppo import PPOSettings
+    from medenv.runs.training import read_metrics, train
+
+    rows = []
+    for threads in sorted({1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1}):
+        with tempfile.TemporaryDirectory() as folder:
+            settings = PPOSettings(env={"observe_belief": True}, seconds=PPO_SECONDS, threads=threads, evaluate_every=10_000)
+            train(settings, Path(folder) / "run")
+            rates = [r["steps_per_second"] for r in read_metrics(Path(folder) / "run" / "metrics.jsonl") if "steps_per_second" in r]
+        rows.append(_row("ppo", f"builtin, {threads} thread{'s' if threads > 1 else ''}", "steps/s", rates[1:]))
+    return rows
+
+
 def memory() -> list[Row]:
     """See the module."""
     code = (
@@ -178,14 +202,32 @@ def memory() -> list[Row]:
         "for _ in range(50): env.step(env.action_space.sample())\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
-    rows = []
-    for base in BASES:
-        unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, in kilobytes on Linux
-        rows.append(_row("memory", f"{base} n={NUM}", "MB", [int(_run(code.format(num=NUM, base=base))) / unit]))
-    return rows
+    return [_row("memory", f"{base} n={NUM}", "MB", [_megabytes(int(_run(code.format(num=NUM, base=base))))]) for base in BASES]
 
 
-BENCHMARKS: dict[str, Callable[[], list[Row]]] = {"vector": vector, "scalar": scalar, "gain": gain, "import": importing, "memory": memory}
+def demo_memory() -> list[Row]:
+    """See the module."""
+    code = (
+        "import resource, subprocess, sys\n"
+        "command = [sys.executable, '-m', 'medenv', 'demo', '--output', *sys.argv[1:]]\n"
+        "ran = subprocess.run(command, stdout=subprocess.DEVNULL)\n"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)\n"
+        "sys.exit(ran.returncode)"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        peak = int(_run(code, str(Path(folder) / "demo"), *DEMO))
+    return [_row("demo_memory", " ".join(("medenv demo", *DEMO)), "MB", [_megabytes(peak)])]
+
+
+BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
+    "vector": vector,
+    "scalar": scalar,
+    "gain": gain,
+    "import": importing,
+    "ppo": ppo,
+    "memory": memory,
+    "demo_memory": demo_memory,
+}
 
 
 def _in_a_fresh_process(name: str) -> list[Row]:
@@ -196,8 +238,16 @@ def _in_a_fresh_process(name: str) -> list[Row]:
     return rows
 
 
-def _run(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=_environment()).stdout
+def _run(code: str, *arguments: str) -> str:
+    ran = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=_environment())
+    if ran.returncode:
+        sys.exit((ran.stderr.strip().splitlines() or ["no message"])[-1])
+    return ran.stdout
+
+
+def _megabytes(maxrss: int) -> float:
+    """`ru_maxrss` is in bytes on macOS, in kilobytes on Linux."""
+    return maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _environment() -> dict[str, str]:

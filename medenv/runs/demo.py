@@ -20,14 +20,15 @@ from medenv.agents.doctor import make_doctor, one
 from medenv.envs import rendering
 from medenv.envs.consult import ConsultEnv
 from medenv.errors import MedenvError
+from medenv.notice import NOTICE
 from medenv.runs.evaluate import evaluate
 from medenv.runs.plots import plot_learning_curve
 from medenv.runs.records import read_trajectories, write_atomically
+from medenv.runs.statistics import paired_difference
 
 ENV_ID, SEED = "MedConsult-v0", 0
 OTHERS = ("random", "prevalence", "checklist", "greedy", "oracle")
 COLUMNS = ("accuracy", "top3", "mean_questions", "mean_cost", "mean_return", "brier", "ece")
-NOTICE = "medenv is a research simulator: not medical advice, not for use with patients."
 
 
 def demo(
@@ -40,7 +41,7 @@ def demo(
 ) -> dict[str, Any]:
     """Train for `seconds`, evaluate on `episodes` test cases, write table and pictures under `output`; returns their paths and scores."""
     from medenv.agents.ppo import PPOSettings
-    from medenv.runs.training import train
+    from medenv.runs.training import read_metrics, train
 
     if output.exists() and not output.is_dir():
         raise MedenvError(f"output {str(output)!r} is a file: name a folder")
@@ -52,10 +53,11 @@ def demo(
 
     write(f"2. Evaluating {len(OTHERS) + 1} doctors on the same {episodes} test cases ...")
     summaries: dict[str, dict[str, Any]] = {}
+    folders: dict[str, Path] = {}
     for name in (*OTHERS, "ppo"):
         agent = f"ppo:{run}" if name == "ppo" else name
-        folder = output / "evaluations" / (f"ppo-{final['update']}-{episodes}" if name == "ppo" else f"{name}-{episodes}")
-        summaries[name] = evaluate(ENV_ID, agent, episodes, SEED, folder, {"knowledge": knowledge})
+        folders[name] = output / "evaluations" / (f"ppo-{final['update']}-{episodes}" if name == "ppo" else f"{name}-{episodes}")
+        summaries[name] = evaluate(ENV_ID, agent, episodes, SEED, folders[name], {"knowledge": knowledge})
     rows = [[name, *(_shown(summary, key) for key in COLUMNS)] for name, summary in summaries.items()]
     files = {
         "table": output / "results.md",
@@ -64,14 +66,15 @@ def demo(
         "consultation": output / "consultation.txt",
         "picture": output / "consultation.png",
     }
-    table = _aligned([["doctor", *COLUMNS], *rows])
+    gained = _gained(folders["ppo"], folders["greedy"])
+    table = _aligned([["doctor", *COLUMNS], *rows]) + f"\n{gained}"
     write_atomically(files["csv"], _csv(summaries))
-    write_atomically(files["table"], _markdown(knowledge, final["seconds"], episodes, rows))
+    write_atomically(files["table"], _markdown(knowledge, final["seconds"], episodes, rows, gained))
     references = {name: summaries[name]["mean_return"] for name in ("random", "checklist", "greedy")}
-    plot_learning_curve(run / "metrics.jsonl", files["curve"], references)
+    plot_learning_curve(read_metrics(run / "metrics.jsonl"), files["curve"], references)
     write("   Means with 95 % intervals; '-' does not apply (the oracle sees everything and asks nothing).\n\n" + table + "\n")
 
-    case = _telling_case(folder)
+    case = _telling_case(folders["ppo"])
     write("3. One consultation of the trained doctor:\n")
     write(_consultation(knowledge, run, case, files["consultation"], files["picture"]))
     write("\nWritten:\n" + "\n".join(f"  {file}" for file in files.values()) + f"\n  {run}, {output / 'evaluations'}\n{NOTICE}")
@@ -104,6 +107,16 @@ def _consultation(knowledge: str, run: Path, case: str, text: Path, picture: Pat
     return said
 
 
+def _gained(mine: Path, other: Path) -> str:
+    """What the trained doctor earns beyond greedy, in words: pairs of consultations with the same patient."""
+    first, second = ({r["episode"]: r["end"]["return"] for r in read_trajectories(f) if r["end"]} for f in (mine, other))
+    both = [e for e in sorted(first.keys() & second.keys()) if first[e] is not None and second[e] is not None]
+    if not both:
+        return "No consultation was scored for ppo and greedy both: they are not compared."
+    difference, low, high = paired_difference([first[e] for e in both], [second[e] for e in both], SEED)
+    return f"Return of ppo minus that of greedy on the same patients: {difference:+.3f} [{low:+.3f}, {high:+.3f}]."
+
+
 def _shown(summary: Mapping[str, Any], key: str) -> str:
     if summary[key] is None:
         return "-"
@@ -126,7 +139,7 @@ def _csv(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _markdown(knowledge: str, seconds: float, episodes: int, rows: list[list[str]]) -> str:
+def _markdown(knowledge: str, seconds: float, episodes: int, rows: list[list[str]], gained: str) -> str:
     head = f"Doctors on {knowledge}, {episodes} test cases, one seed; ppo trained for {seconds:.0f} s. Means with 95 % intervals."
     lines = [f"| doctor | {' | '.join(COLUMNS)} |", f"| --- |{' --: |' * len(COLUMNS)}", *(f"| {' | '.join(row)} |" for row in rows)]
-    return "\n".join([head, "", *lines, "", NOTICE, ""])
+    return "\n".join([head, "", *lines, "", gained, "", NOTICE, ""])

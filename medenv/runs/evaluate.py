@@ -101,8 +101,9 @@ def evaluate(
     oracle = agent == ORACLE
     doctor = None if oracle else make_doctor(agent, setup.tables, seed_for(seed, "doctor")) if isinstance(agent, str) else agent
     report = setup.source.report if isinstance(setup.source, LoadedCases) else None
-    for line in report.lines() if report is not None and tell is not None else ():
-        tell(line)
+    if report is not None and tell is not None:
+        for line in report.lines():
+            tell(line)
     handles = assign(setup.source, seed, episodes)
     head: Record = {
         "schema": SCHEMA,

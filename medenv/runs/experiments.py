@@ -12,6 +12,7 @@ Does not cover: reward ablations.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import subprocess
@@ -33,7 +34,7 @@ from medenv.knowledge.base import KnowledgeBase
 from medenv.knowledge.ddxplus import FLOOR, load_knowledge
 from medenv.runs.evaluate import evaluate
 from medenv.runs.provenance import provenance
-from medenv.runs.records import read_trajectories
+from medenv.runs.records import read_trajectories, write_atomically
 
 ENV = "MedConsult-v0"
 CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995)
@@ -215,7 +216,9 @@ def _row(name: str, found: Mapping[str, Mapping[str, Any]], curve: list[tuple[fl
 
 
 def _trained(folder: Path) -> dict[str, Any]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    from medenv.runs.training import read_metrics  # needs torch, which the other experiments do not
+
+    lines = read_metrics(folder / "metrics.jsonl")
     last = lines[-1]
     rates = [r["steps_per_second"] for r in lines if r.get("steps_per_second")]
     return {"steps": last["steps"], "seconds": round(last["seconds"], 1), "steps_per_second": round(float(np.median(rates)))}
@@ -262,14 +265,15 @@ def _write(stem: Path, rows: Sequence[Mapping[str, Any]], notes: Sequence[str], 
     """STEM.csv for programs and STEM.md for people, with where the numbers come from."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     columns = list(dict.fromkeys(k for r in rows for k in r))
-    with stem.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(stem.with_suffix(".csv"), table.getvalue())
     cells = [["" if r.get(c) is None else str(r[c]) for c in columns] for r in rows]
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns), *("| " + " | ".join(c) + " |" for c in cells)]
-    text = [f"# {stem.name.replace('_', ' ')}", "", *notes, "", *lines, "", *provenance(command, *packages)]
-    stem.with_suffix(".md").write_text("\n".join(text).replace("\nCommand", "\n\nCommand", 1) + "\n", encoding="utf-8")
+    text = [f"# {stem.name.replace('_', ' ')}", "", *notes, "", *lines, "", *(f"- {line}" for line in provenance(command, *packages))]
+    write_atomically(stem.with_suffix(".md"), "\n".join(text) + "\n")
     click.echo(f"written: {stem}.csv and .md")
 
 

@@ -5,7 +5,6 @@ Does not cover: comparisons of reward mixes and tables (ablation reports).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,15 @@ from typing import Any
 PANELS = (("return", "mean return"), ("accuracy", "accuracy"), ("questions", "questions asked"))
 
 
-def plot_learning_curve(metrics: Path | Sequence[Mapping[str, Any]], file: Path, references: Mapping[str, float] | None = None) -> Path:
+def plot_learning_curve(metrics: Sequence[Mapping[str, Any]], file: Path, references: Mapping[str, float] | None = None) -> Path:
     """Draw return, accuracy and questions over environment steps, sampled and on validation, into the PNG `file`.
 
-    `metrics`: a metrics.jsonl (a torn last line is left out) or its records. `references`: horizontal lines in the first panel,
-    such as {"greedy": 0.95}. Returns `file`.
+    `metrics`: the lines of a metrics.jsonl (`medenv.runs.training.read_metrics`). `references`: horizontal lines in the first
+    panel, such as {"greedy": 0.95}. Returns `file`.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    if isinstance(metrics, Path):
-        metrics = read_metrics(metrics)
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (key, label) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):

@@ -1,14 +1,14 @@
-"""Statistics of evaluations and ablations: scores of probabilities, averages that outliers don't move, and intervals.
+"""Statistics of evaluations: scores of probabilities, and intervals.
 
 Everything is seeded and vectorised. Intervals are percentile bootstraps (Efron 1979, doi 10.1214/aos/1176344552): resample the
-consultations (or the training seeds) with replacement, take the 2.5th and 97.5th percentile of the statistic.
+consultations with replacement, take the 2.5th and 97.5th percentile of the statistic.
 
-Does not cover: significance tests, and corrections for many comparisons.
+Does not cover: training seeds, significance tests, and corrections for many comparisons.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -106,35 +106,6 @@ def paired_difference(
     return float((a - b).mean()), low, high
 
 
-def interquartile_mean(values: ArrayLike) -> float:
-    """Mean of the middle half: floor(n/4) values are left out at each end. Agarwal et al. 2021, arXiv 2108.13264.
-
-    >>> interquartile_mean([0, 1, 2, 3, 4, 5, 6, 100])
-    3.5
-    """
-    return float(_middle(_numbers(values).ravel()[None])[0])
-
-
-def stratified_bootstrap(
-    scores: ArrayLike,
-    statistic: Callable[[Float64], Float64] | None = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-    level: float = LEVEL,
-) -> tuple[float, float, float]:
-    """(estimate, low, high) of a statistic of `scores` [seeds, tasks]: seeds are resampled within each task.
-
-    `statistic` maps [m, values] to [m]; None: the interquartile mean. Agarwal et al. 2021, arXiv 2108.13264.
-    """
-    table = np.atleast_2d(_numbers(scores))
-    runs, tasks = table.shape
-    measure = statistic or _middle
-    pick = np.random.Generator(np.random.PCG64(seed)).integers(runs, size=(resamples, runs, tasks))
-    values = measure(table[pick, np.arange(tasks)].reshape(resamples, -1))
-    low, high = np.quantile(values, _tails(level))
-    return float(measure(table.reshape(1, -1))[0]), float(low), float(high)
-
-
 def _numbers(values: ArrayLike) -> Float64:
     out = np.asarray(values, np.float64)
     if out.size == 0 or not np.isfinite(out).all():
@@ -172,8 +143,3 @@ def _tails(level: float) -> list[float]:
     if not 0.0 < level < 1.0:
         raise MedenvError(f"level is {level!r}: give a number between 0 and 1, such as 0.95")
     return [(1.0 - level) / 2.0, (1.0 + level) / 2.0]
-
-
-def _middle(values: Float64) -> Float64:
-    cut = values.shape[1] // 4
-    return np.sort(values, axis=1)[:, cut : values.shape[1] - cut].mean(1)

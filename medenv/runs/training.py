@@ -23,7 +23,6 @@ import io
 import json
 import math
 import os
-import pickle
 import platform
 import time
 import tomllib
@@ -38,7 +37,7 @@ import numpy as np
 import torch
 
 import medenv
-from medenv.agents.policy import policy_files
+from medenv.agents.policy import DAMAGED, policy_files
 from medenv.agents.ppo import PPO, PPOSettings
 from medenv.errors import RunError
 from medenv.runs.plots import plot_learning_curve
@@ -51,7 +50,6 @@ FORMAT = 1  # of the run directory
 DEFAULT_SECONDS = 300.0
 CHANGEABLE = ("seconds", "steps", "tensorboard", "wandb")  # settings that a resumed run may change
 FULL = "the last checkpoint is kept, make room and give --resume"
-DAMAGED = (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError)  # what reading a cut or foreign file raises
 
 GLOSSARY: dict[str, tuple[str, str, str]] = {  # key: (formula or meaning, healthy range, what a bad value means)
     "update": ("rollouts learned from", "rises by one", "a gap: lines were lost"),
@@ -106,7 +104,7 @@ def train(settings: PPOSettings, output: Path, resume: bool = False, progress: P
         finally:
             run.close()
     if importlib.util.find_spec("matplotlib"):
-        plot_learning_curve(run.path / "metrics.jsonl", run.path / "curve.png")
+        plot_learning_curve(read_metrics(run.path / "metrics.jsonl"), run.path / "curve.png")
     return final
 
 
@@ -215,8 +213,12 @@ class RunDirectory:
     def checkpoint(self) -> dict[str, Any] | None:
         """The last checkpoint, None before the first. RunError for a damaged one."""
         file = self.path / "checkpoint.pt"
+        if not file.exists():
+            return None
+        content = io.BytesIO(file.read_bytes())  # given the file, torch raises OSError for a cut one too
         try:
-            return torch.load(file, map_location="cpu", weights_only=True) if file.exists() else None
+            state: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
+            return state
         except DAMAGED as error:
             raise self.damaged(file.name, error) from error
 

@@ -5,6 +5,7 @@
   SyncVectorEnv of 128 CartPoles, in the same process; `ratio` is against that.
 - `scalar`: steps/s of `gym.make`, and of CartPole.
 - `gain`: beliefs/s for the exact information gain of all questions, 1,024 beliefs at once from consultations at mixed turns.
+- `shapley`: milliseconds for the exact Shapley values of one game of n players and 49 conditions, float32; and each in a batch of 256.
 - `import`: seconds that `import medenv` takes, and which heavy packages it loads (none).
 - `ppo`: environment steps/s of PPO with its updates, belief observed, in runs of 30 s, on one thread and on all cores. Left out, unless
   named, without torch.
@@ -167,6 +168,26 @@ def gain() -> list[Row]:
     return rows
 
 
+def shapley() -> list[Row]:
+    """See the module."""
+    import numpy as np
+
+    from medenv.rewards.shapley import shapley_values
+
+    rng, rows = np.random.default_rng(0), []
+    for n, batch in ((12, 1), (12, 256), (14, 1), (16, 1), (20, 1), (24, 1)):
+        prior, players = np.log(rng.dirichlet(np.ones(49), batch)), np.log(rng.uniform(0.05, 1.0, (batch, n, 49)))
+
+        def run(prior: Any = prior, players: Any = players) -> int:
+            shapley_values(prior, players, 0, dtype=np.float32)
+            return len(prior)
+
+        run()
+        case = f"{n} players" + (f", each of {batch}" if batch > 1 else "")
+        rows.append(_row("shapley", case, "ms", [1000.0 / rate for rate in _rates(run)]))
+    return rows
+
+
 def importing() -> list[Row]:
     """See the module."""
     code = "import sys, time; t = time.perf_counter(); import medenv; t = time.perf_counter() - t; print(t, *sys.modules)"
@@ -223,6 +244,7 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "vector": vector,
     "scalar": scalar,
     "gain": gain,
+    "shapley": shapley,
     "import": importing,
     "ppo": ppo,
     "memory": memory,

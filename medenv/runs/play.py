@@ -106,7 +106,8 @@ class _Chooser:
             return len(self.meanings) - 1
         elif line.isdigit():
             if 1 <= int(line) <= len(self.shown):
-                return self.shown[int(line) - 1]
+                chosen, self.shown = self.shown[int(line) - 1], []
+                return chosen
             self.write(f"{line} is not a choice: pick 1 to {len(self.shown)}" if self.shown else "Search first: type part of a question.")
         elif line == "list":
             self._show([q for q in range(self.env.num_questions) if self.env.action_masks()[q]])
@@ -124,6 +125,7 @@ class _Chooser:
         names = [self.meanings[a].partition(": ")[2] for a in span]
         found = [span[i] for i in search(text, names, len(names)) if mask[span[i]]][:CHOICES]
         if len(found) == 1 or (found and names[found[0] - span[0]].lower() == text.lower()):
+            self.shown = []  # a number would mean a choice of a list that is no longer on the screen
             return found[0]
         if not found:
             what = "condition" if diagnosing else "open question"

@@ -36,7 +36,7 @@ def results_table(experiments: Path = ROOT / "experiments") -> str:
         ("belief", "PPO, belief observed"),
         ("no_belief", "PPO, belief not observed"),
         ("belief_20min", "PPO, belief observed"),
-        ("imitate", "PPO after imitating greedy, belief observed"),
+        ("imitate_20min", "PPO after imitating greedy, belief observed"),
     )
     for name, label in runs:
         lines += _seeds(BUILTIN, label, experiments / f"ppo/{name}.csv", "cases")

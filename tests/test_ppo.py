@@ -21,7 +21,10 @@ from medenv.agents.ppo import PPO, PPOSettings, Rollout, advantages, make_env
 from medenv.errors import RunError
 from medenv.knowledge.compiled import compiled
 from medenv.knowledge.named import knowledge_base
-from medenv.runs.training import GLOSSARY, read_metrics, read_settings, train, write_atomically
+from medenv.runs.records import write_atomically
+from medenv.runs.run_directory import read_metrics
+from medenv.runs.settings import read_settings
+from medenv.runs.training import GLOSSARY, train
 
 KNOWLEDGE = "synthetic:8x16"
 

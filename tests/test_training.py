@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -19,8 +20,9 @@ from medenv.cli import main
 from medenv.errors import RunError
 from medenv.knowledge.compiled import Compiled, compiled
 from medenv.knowledge.named import knowledge_base
-from medenv.runs import training
-from medenv.runs.training import RunDirectory, read_metrics, read_settings, saved_settings, train
+from medenv.runs.run_directory import RunDirectory, read_metrics, saved_settings
+from medenv.runs.settings import read_settings
+from medenv.runs.training import train
 
 KNOWLEDGE = "synthetic:8x16"
 ENV = {"knowledge": KNOWLEDGE, "observe_belief": True, "max_turns": 8}
@@ -105,7 +107,7 @@ def full(*_: Any) -> None:
 
 
 def test_full_disk__keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, replace = tmp_path / "run", training.os.replace
+    run, replace = tmp_path / "run", os.replace
 
     def refuse(old: Any, new: Any) -> None:
         if Path(new).name == "checkpoint.pt" and Path(new).exists():

@@ -203,7 +203,8 @@ def importing() -> list[Row]:
 def ppo() -> list[Row]:
     """See the module."""
     from medenv.agents.ppo import PPOSettings
-    from medenv.runs.training import read_metrics, train
+    from medenv.runs.run_directory import read_metrics
+    from medenv.runs.training import train
 
     rows = []
     for threads in sorted({1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1}):

@@ -41,7 +41,8 @@ def demo(
 ) -> dict[str, Any]:
     """Train for `seconds`, evaluate on `episodes` test cases, write table and pictures under `output`; returns their paths and scores."""
     from medenv.agents.ppo import PPOSettings
-    from medenv.runs.training import read_metrics, train
+    from medenv.runs.run_directory import read_metrics
+    from medenv.runs.training import train
 
     if output.exists() and not output.is_dir():
         raise MedenvError(f"output {str(output)!r} is a file: name a folder")

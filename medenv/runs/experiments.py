@@ -216,7 +216,7 @@ def _row(name: str, found: Mapping[str, Mapping[str, Any]], curve: list[tuple[fl
 
 
 def _trained(folder: Path) -> dict[str, Any]:
-    from medenv.runs.training import read_metrics  # needs torch, which the other experiments do not
+    from medenv.runs.run_directory import read_metrics  # needs torch, which the other experiments do not
 
     lines = read_metrics(folder / "metrics.jsonl")
     last = lines[-1]

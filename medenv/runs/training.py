@@ -1,55 +1,34 @@
-"""Training runs: the run directory (settings, versions, metrics, checkpoints), and PPO driven through it.
+"""Training runs: PPO driven through a run directory, on a budget of seconds or steps.
 
-    RUN/run.json        settings, versions, base fingerprint: written once, when the run starts
-    RUN/metrics.jsonl   one line per update; after a resume no update is missing and none appears twice
-    RUN/checkpoint.pt   everything that the next update depends on
-    RUN/policy/         what `ppo:RUN` loads
-    RUN/final.json      the last metrics; its presence says that the run is finished
-    RUN/curve.png       the learning curve, where matplotlib is installed
+A run that is killed at any moment continues from its last checkpoint; with `steps` as budget it ends, on one machine, with the same
+parameters as a run that was never killed. RUN/curve.png shows the learning curve, where matplotlib is installed.
 
-A checkpoint replaces the one before it whole (temporary file, fsync, rename), so a run that is killed at any moment continues from
-the last one; with `steps` as budget it ends, on one machine, with the same parameters as a run that was never killed. A run goes on
-under the medenv version that started it, or another with the same first two numbers; any other is an error that names both.
-
-Does not cover: learning itself (`medenv.agents.ppo`), evaluation on test cases, and clusters.
+Does not cover: learning itself (`medenv.agents.ppo`), the files of a run (`run_directory`), evaluation on test cases, clusters.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.util
-import io
-import json
 import math
-import os
-import platform
 import time
-import tomllib
-import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import gymnasium
-import numpy as np
 import torch
 
-import medenv
 from medenv.agents.policy import DAMAGED, policy_files
 from medenv.agents.ppo import PPO, PPOSettings
 from medenv.errors import RunError
 from medenv.runs.plots import plot_learning_curve
-from medenv.runs.records import TEMPORARY, write_all, write_atomically
+from medenv.runs.run_directory import RunDirectory, plain, read_metrics
 
-S = TypeVar("S")
 Progress = Callable[[dict[str, Any]], None]
 
-FORMAT = 1  # of the run directory
 DEFAULT_SECONDS = 300.0
 CHANGEABLE = ("seconds", "steps", "tensorboard", "wandb")  # settings that a resumed run may change
-FULL = "the last checkpoint is kept, make room and give --resume"
 
 GLOSSARY: dict[str, tuple[str, str, str]] = {  # key: (formula or meaning, healthy range, what a bad value means)
     "update": ("rollouts learned from", "rises by one", "a gap: lines were lost"),
@@ -92,10 +71,10 @@ def train(settings: PPOSettings, output: Path, resume: bool = False, progress: P
     with _threads(settings.threads):
         learner = PPO(settings)
         base = learner.tables.base
-        chosen = _plain({f.name: getattr(settings, f.name) for f in fields(settings)})
+        chosen = plain({f.name: getattr(settings, f.name) for f in fields(settings)})
         about = {"kind": "ppo", "base": base.id, "fingerprint": base.fingerprint, "settings": chosen}
         run = RunDirectory(Path(output), about, resume, CHANGEABLE)
-        finished = run.final(settings)
+        finished = run.final(lambda steps, seconds: _spent(settings, steps, seconds))
         if finished is not None:
             return finished
         run.track(settings.tensorboard, settings.wandb)
@@ -127,7 +106,7 @@ def _train(learner: PPO, settings: PPOSettings, run: RunDirectory, progress: Pro
 
     def save() -> None:
         base = learner.tables.base
-        run.save_files(policy_files(learner.policy, learner.tracker, base.fingerprint, base.id, _plain(settings.env)), "policy")
+        run.save_files(policy_files(learner.policy, learner.tracker, base.fingerprint, base.id, plain(settings.env)), "policy")
         run.save_checkpoint({"learner": learner.state(), "update": update, "steps": steps, "seconds": time.perf_counter() - started})
 
     if state is None:
@@ -144,198 +123,6 @@ def _train(learner: PPO, settings: PPOSettings, run: RunDirectory, progress: Pro
         if done or update % settings.checkpoint_every == 0:
             save()
     return run.finish()
-
-
-def read_settings(kind: type[S], table: Mapping[str, Any], start: Mapping[str, Any] | None = None) -> S:
-    """Settings (a dataclass) from a TOML table or from `key=value` texts; `env.max_turns` reaches into the table `env`.
-
-    Texts are read as TOML values, or as they stand. `start`: settings under those of `table`, such as `saved_settings` of a run that
-    is resumed. RunError for an unknown key, with the closest one, and for a wrong type.
-    """
-    types = typing.get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for key, value in (*(start or {}).items(), *table.items()):
-        name, _, inner = key.partition(".")
-        if name not in types:
-            close = difflib.get_close_matches(name, types, n=1, cutoff=0.4)
-            raise RunError(f"unknown setting {key!r}{f'; did you mean {close[0]!r}?' if close else ''} (known: {', '.join(sorted(types))})")
-        value = _parsed(value) if isinstance(value, str) and types[name] is not str else value
-        if inner:
-            value = {**values.get(name, {}), inner: value}
-        elif isinstance(value, Mapping):
-            value = {**values.get(name, {}), **value}
-        values[name] = _typed(key, value, types[name])
-    return kind(**values)
-
-
-def saved_settings(path: Path) -> dict[str, Any]:
-    """The settings that the run in `path` was started with, empty where there is none. RunError as for a run that is resumed."""
-    settings: dict[str, Any] = _saved(path)["settings"] if _holds_files(path) else {}
-    return settings
-
-
-class RunDirectory:
-    """One run on disk. `about`: kind, base, fingerprint, settings; versions are added. Any trainer can use it."""
-
-    def __init__(self, path: Path, about: Mapping[str, Any], resume: bool, changeable: tuple[str, ...] = ()) -> None:
-        self.path = path
-        self.about: dict[str, Any] = {"format": FORMAT, "version": medenv.__version__, **about, "libraries": _versions()}
-        if _holds_files(path):
-            if not resume:
-                raise RunError(f"{path} is not empty: resume the run in it, or name another directory")
-            self._check_same(changeable)
-        else:
-            write_atomically(path / "run.json", json.dumps(self.about, indent=2) + "\n")
-        self._metrics: io.FileIO | None = None
-        self._trackers: list[tuple[Callable[[dict[str, Any]], Any], Callable[[], Any]]] = []
-
-    def _check_same(self, changeable: tuple[str, ...]) -> None:
-        saved = _saved(self.path)
-        for key in ("kind", "base", "fingerprint"):
-            if saved.get(key) != self.about[key]:
-                raise RunError(f"{self.path}: the run's {key} is {saved.get(key)!r}, this one's is {self.about[key]!r}: start a new run")
-        old, new = saved["settings"], self.about["settings"]
-        for key in sorted(old.keys() | new.keys()):
-            if key not in changeable and old.get(key) != new.get(key):
-                seen = f"the run's setting {key} is {old.get(key)!r}, this one's is {new.get(key)!r}"
-                raise RunError(f"{self.path}: {seen}: resume with the run's own, or start a new run")
-
-    def final(self, settings: PPOSettings) -> dict[str, Any] | None:
-        """The final metrics if the run is finished and the budget asks for no more, else None."""
-        if not (self.path / "final.json").exists():
-            return None
-        try:
-            metrics: dict[str, Any] = json.loads((self.path / "final.json").read_text())
-            return metrics if _spent(settings, metrics["steps"], metrics["seconds"]) >= 1.0 else None
-        except DAMAGED as error:
-            raise self.damaged("final.json", error) from error
-
-    def checkpoint(self) -> dict[str, Any] | None:
-        """The last checkpoint, None before the first. RunError for a damaged one."""
-        file = self.path / "checkpoint.pt"
-        if not file.exists():
-            return None
-        content = io.BytesIO(file.read_bytes())  # given the file, torch raises OSError for a cut one too
-        try:
-            state: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
-            return state
-        except DAMAGED as error:
-            raise self.damaged(file.name, error) from error
-
-    def damaged(self, name: str, error: Exception) -> RunError:
-        """The error for a file of the run that can't be read."""
-        why = f"{type(error).__name__}: {error}".splitlines()[0]
-        return RunError(f"{self.path / name} is damaged or another run's ({why[:100]}): put back a copy of it, or start a new run")
-
-    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Metrics reach the disk first, so that no checkpoint is ahead of them."""
-        if self._metrics is not None:
-            with self._room():
-                os.fsync(self._metrics.fileno())
-        buffer = io.BytesIO()
-        torch.save(dict(state), buffer)
-        write_atomically(self.path / "checkpoint.pt", buffer.getvalue(), FULL)
-
-    def save_files(self, files: Mapping[str, bytes], folder: str) -> None:
-        """Write files into a folder of the run, each atomically."""
-        for name, content in files.items():
-            write_atomically(self.path / folder / name, content, FULL)
-
-    def keep_metrics(self, update: int) -> None:
-        """Drop metrics lines after `update` and a torn last line, and open the file for more."""
-        file = self.path / "metrics.jsonl"
-        kept = [line for line in read_metrics(file) if line["update"] <= update]
-        write_atomically(file, "".join(_line(record) for record in kept), FULL)
-        (self.path / "final.json").unlink(missing_ok=True)
-        self._metrics = open(file, "ab", buffering=0)  # noqa: SIM115  (closed by `close`)
-
-    def track(self, tensorboard: bool, wandb: str) -> None:
-        """Send metrics to TensorBoard and Weights & Biases too."""
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            writer = SummaryWriter(str(self.path / "tensorboard"))
-
-            def send(record: dict[str, Any]) -> None:
-                for key, value in record.items():
-                    writer.add_scalar(key, value, record["update"])
-
-            self._trackers.append((send, writer.close))
-        if wandb != "off":
-            import wandb as client
-
-            name = self.path.resolve().name
-            tracked = client.init(project="medenv", name=name, dir=str(self.path), mode=wandb, config=self.about)  # type: ignore[arg-type]
-            self._trackers.append((lambda r: tracked.log(r, step=r["update"]), tracked.finish))
-
-    def log(self, record: dict[str, Any]) -> None:
-        """Append one metrics line. A number that is not finite is written as null."""
-        assert self._metrics is not None, "keep_metrics() opens the file"
-        with self._room():
-            write_all(self._metrics, _line(record).encode())
-        for send, _ in self._trackers:
-            send(record)
-
-    def finish(self) -> dict[str, Any]:
-        """Write and return the final metrics: the last value of every key."""
-        final: dict[str, Any] = {}
-        for record in read_metrics(self.path / "metrics.jsonl"):
-            final |= record
-        write_atomically(self.path / "final.json", json.dumps(final, indent=2) + "\n", FULL)
-        return final
-
-    def close(self) -> None:
-        """Close the metrics file and the trackers."""
-        for _, end in self._trackers:
-            end()
-        self._trackers = []
-        if self._metrics is not None:
-            self._metrics.close()
-
-    @contextlib.contextmanager
-    def _room(self) -> Iterator[None]:
-        """A metrics line that does not fit is a RunError; what was written of it is a torn line, which a resumed run drops."""
-        try:
-            yield
-        except OSError as error:
-            raise RunError(f"could not write {self.path / 'metrics.jsonl'}: {error.strerror or error}; {FULL}") from error
-
-
-def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The metrics lines of a run; a torn last line is left out. RunError if another line is damaged."""
-    if not file.exists():
-        return []
-    lines = file.read_bytes().split(b"\n")
-    out: list[dict[str, Any]] = []
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            out.append(json.loads(line))
-        except ValueError:
-            raise RunError(f"{file}, line {number} is not JSON: {line[:60]!r}; the file was edited or the disk is damaged") from None
-    return out
-
-
-def _holds_files(path: Path) -> bool:
-    """Whether there is a directory with anything in it but a file that was cut while it was written."""
-    if path.exists() and not path.is_dir():
-        raise RunError(f"{path} is a file: name a directory for the run")
-    return path.is_dir() and any(not p.name.endswith(TEMPORARY) for p in path.iterdir())
-
-
-def _saved(path: Path) -> dict[str, Any]:
-    """The run.json of a run that may be resumed under this version."""
-    try:
-        saved: dict[str, Any] = json.loads((path / "run.json").read_text())
-        found, version = saved["format"], str(saved["version"])
-        dict(saved["settings"])
-    except (FileNotFoundError, *DAMAGED):
-        raise RunError(f"{path} is not empty and holds no readable run.json: it is not a run directory, name another") from None
-    if found != FORMAT:
-        raise RunError(f"{path}: the run's format is {found!r}, this one's is {FORMAT!r}: start a new run")
-    if version.split(".")[:2] != medenv.__version__.split(".")[:2]:
-        here = f"this one's is {medenv.__version__!r}"
-        raise RunError(f"{path}: the run's version is {version!r}, {here}: resume under medenv {version}, or start a new run")
-    return saved
 
 
 def _spent(settings: PPOSettings, steps: int, seconds: float) -> float:
@@ -362,47 +149,6 @@ def _check(settings: PPOSettings) -> None:
             raise RunError(f"setting {name} is {getattr(settings, name)!r}: give a number in [0, 1]")
     if settings.wandb not in ("off", "offline", "online"):
         raise RunError(f"setting wandb is {settings.wandb!r}: choose off, offline or online")
-
-
-def _parsed(text: str) -> Any:
-    if text.lower() in ("none", "null"):
-        return None
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _typed(key: str, value: Any, wanted: Any) -> Any:
-    kinds = typing.get_args(wanted) or (wanted,)
-    plain = tuple(typing.get_origin(k) or k for k in kinds) if wanted is not dict else (dict,)
-    if typing.get_origin(wanted) is dict:
-        plain = (dict,)
-    if float in plain and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if int in plain and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain):
-        names = " or ".join("none" if k is type(None) else k.__name__ for k in plain)
-        raise RunError(f"setting {key} is {value!r}: give {names}")
-    return value
-
-
-def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold; an object (a knowledge base, a list of cases) becomes its own short text."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    return value if isinstance(value, str | int | float | bool | None) else f"{type(value).__name__}"
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__, "gymnasium": gymnasium.__version__}
 
 
 @contextlib.contextmanager

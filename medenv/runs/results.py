@@ -27,7 +27,7 @@ Row = Mapping[str, str]
 
 
 def results_table(experiments: Path = ROOT / "experiments") -> str:
-    """Markdown. Learned doctors: the mean over seeds, the range of the seeds in brackets."""
+    """Markdown. Learned doctors: the mean over seeds, their range in brackets; a single seed with its 95 % interval."""
     observed = _read(experiments / "ppo/belief.csv")
     lines = list(HEAD)
     for agent in ("random", "greedy", "oracle"):
@@ -82,14 +82,17 @@ def _seeds(patients: str, label: str, file: Path, test: str) -> list[str]:
         return []
     rows = [r for r in _read(file) if r["agent"].startswith("seed") and r["test"] == test]
 
-    def spread(key: str, form: str) -> str:
+    def spread(key: str, form: str, interval: str) -> str:
         values = [float(r[key]) for r in rows]
-        return f"{sum(values) / len(values):{form}} [{min(values):{form}} to {max(values):{form}}]"
+        low, high = (min(values), max(values)) if len(rows) > 1 else (float(x) for x in rows[0][interval].split(" to "))
+        return f"{sum(values) / len(values):{form}} [{low:{form}} to {high:{form}}]"
 
     equal = f"{sum(float(r['greedy_equal_questions']) for r in rows) / len(rows):.1%}"
-    cells = (spread("accuracy", ".1%"), spread("mean_questions", ".2f"), equal, spread("mean_return", ".3f"), spread("gap_closed", ".1%"))
+    keys = (("accuracy", ".1%"), ("mean_questions", ".2f"), ("mean_return", ".3f"))
+    accuracy, questions, earned = (spread(key, form, f"{key}_ci") for key, form in keys)
+    cells = (accuracy, questions, equal, earned, spread("gap_closed", ".1%", "gap_ci"))
     spent = max(float(r["seconds"]) for r in rows)
-    time = f"{spent / 60:.0f} min" if spent > 240 else f"{spent:.0f} s"
+    time = f"{spent / 60:.0f} min" if spent > 240 else f"{spent / 60:.1f} min"
     return [f"| {patients} | {label}, {time} on one core, {len(rows)} seed{'s' if len(rows) > 1 else ''} | {' | '.join(cells)} |"]
 
 

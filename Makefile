@@ -14,7 +14,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/medenv demo
 
 test: lint types
-	$(BIN)/python -m pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)  # one thread a worker: more only fight
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check medenv tests

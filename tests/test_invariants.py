@@ -200,7 +200,7 @@ def test_snapshot_of_a_batch__is_exact() -> None:
 def test_snapshot_of_another_environment__is_refused() -> None:
     env = make()
     env.reset(seed=0)
-    with pytest.raises(MedenvError, match="another environment"):
+    with pytest.raises(MedenvError, match="this snapshot is of"):
         make(knowledge="synthetic:5x24").restore(env.snapshot())
 
 

@@ -105,7 +105,7 @@ def ddxplus(data: Path, patients: str, output: Path) -> None:
     notes = [
         f"{len(cases)} real patients of {file.name}, after age, sex and opening evidence; 30 turns, no reporting noise. Sampled columns: "
         f"{SAMPLED} patients drawn from the same tables. The threshold is the most accurate one on sampled patients with at most "
-        f"{QUESTIONS_AT_MOST} questions on average, at the committed floor {FLOOR:g}; probabilities: {bases[FLOOR].notes[-1]}.",
+        f"{QUESTIONS_AT_MOST} questions on average, at the committed floor {FLOOR:g}; {bases[FLOOR].notes[-1]}.",
     ]
     _write(output / "real_patients", rows, notes, "python -m medenv.runs.experiments ddxplus DIR")
     _plot_curve([r for r in rows if r["floor"] == FLOOR], output / "accuracy_questions.png")

@@ -41,7 +41,7 @@ def results_table(experiments: Path = ROOT / "experiments") -> str:
     for name, label in runs:
         lines += _seeds(BUILTIN, label, experiments / f"ppo/{name}.csv", "cases")
     real = [r for r in _read(experiments / "ddxplus/real_patients.csv") if r["chosen"]]
-    lines.append(_line(REAL, "greedy", real))
+    lines.append(_line(REAL, f"greedy, confidence {real[0]['confidence']}", real))
     lines.append(f"| {REAL} | oracle | {_percent(real[0]['oracle_accuracy'], real[0]['oracle_ci'])} | all | | | |")
     for name, label in (("ddxplus_belief", "belief observed"), ("ddxplus_no_belief", "belief not observed")):
         lines += _seeds(REAL, f"PPO trained on sampled patients, {label}", experiments / f"ppo/{name}.csv", "real")

@@ -76,7 +76,7 @@ class PPOSettings:
     hidden: int = 128  # width of the two hidden layers (policy, value)
     tracker_rate: float = 1e-2  # learning rate of the policy's own belief, where the environment's is not observed
     imitate: float = 0.0  # seconds of cloning `greedy` before PPO, inside the budget and reported apart
-    threads: int | None = None  # torch's; None leaves them as they are
+    threads: int | None = 1  # of torch: so small a network gains little from more, and loses much on a busy machine; None: as it is
     evaluate_every: int = 20  # updates between validations
     evaluate_episodes: int = 2048  # fixed validation cases, greedy decoding
     checkpoint_every: int = 20  # updates between checkpoints

@@ -19,7 +19,7 @@ from medenv.cases.case import SPLITS, Case
 from medenv.cases.sampled import SampledCases
 from medenv.cases.source import ALL, NO_OPENING, Opened, check_split
 from medenv.errors import CaseError
-from medenv.hashing import draw_array, thresholds
+from medenv.hashing import draw, draw_array, thresholds
 from medenv.knowledge.base import YES, parents_first
 from medenv.knowledge.compiled import Compiled
 
@@ -128,6 +128,14 @@ class LoadedCases:
         """Look-ups."""
         i = handle.astype(np.intp)
         return Opened(self._cell[i], self._truth[i], self._opening[i], self._age[i])
+
+    def next_one(self, stream: int, episode: int) -> int:
+        """`next` for one stream in plain integers, the same bits."""
+        return int(self.members[(draw(stream, episode) >> 32) * self.members.size >> 32])
+
+    def open_one(self, handle: int) -> tuple[int, int, int, float]:
+        """`open` for one case: cell, truth, opening, age."""
+        return int(self._cell[handle]), int(self._truth[handle]), int(self._opening[handle]), float(self._age[handle])
 
     def rows(
         self, handle: NDArray[np.uint64], truth: NDArray[np.integer], cell: NDArray[np.integer], question: NDArray[np.integer]

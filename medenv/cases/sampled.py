@@ -57,6 +57,19 @@ class SampledCases:
         years = ((draw_array(handle, _AGE) >> _32) * self._years[cell]) >> _32
         return Opened(cell, t.joint_condition[joint], t.joint_opening[joint], self._youngest[cell] + years.astype(np.float32))
 
+    def next_one(self, stream: int, episode: int) -> int:
+        """`next` for one stream in plain integers, the same bits."""
+        key = draw(stream, episode)
+        return key - (key & 3) // 3 if self.split == ALL else (key & ~3) | SPLITS.index(self.split)
+
+    def open_one(self, handle: int) -> tuple[int, int, int, float]:
+        """`open` for one case in plain numbers, the same bits: cell, truth, opening, age."""
+        t = self.tables
+        joint = int(self._joint.searchsorted(np.uint32(draw(handle, _OPENING) >> 32)))
+        cell = int(t.joint_cell[joint])
+        years = ((draw(handle, _AGE) >> 32) * int(self._years[cell])) >> 32
+        return cell, int(t.joint_condition[joint]), int(t.joint_opening[joint]), float(self._youngest[cell]) + years
+
     def rows(
         self, handle: NDArray[np.uint64], truth: NDArray[np.integer], cell: NDArray[np.integer], question: NDArray[np.integer]
     ) -> NDArray[np.integer]:

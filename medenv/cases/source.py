@@ -54,6 +54,12 @@ class CaseSource(Protocol):
     ) -> NDArray[np.integer]:
         """The row [n] that answers question [n]; the tables' `unknown_row` discloses nothing."""
 
+    def next_one(self, stream: int, episode: int) -> int:
+        """`next` for one stream in plain integers, the same bits."""
+
+    def open_one(self, handle: int) -> tuple[int, int, int, float]:
+        """`open` for one case: cell, truth, opening, age."""
+
     def row(self, handle: int, truth: int, cell: int, question: int) -> int:
         """`rows` for one case in plain integers."""
 

@@ -134,7 +134,7 @@ class ConsultEnv(Names, gym.Env[dict[str, Any], np.int64]):
         if seed is not None or not self._seeded:
             self.engine.seed([seed if seed is not None else int(self.np_random.integers(1 << 62)) ^ (GOLDEN >> 2)])
             self._seeded = True
-        self.engine.begin(handles=None if case is None else self.setup.handles(case, 1))
+        self.engine.begin_one(None if case is None else int(self.setup.handles(case, 1)[0]))
         self.turns, self.invalid_actions = [], 0
         complaint = int(self.engine.complaint[0])
         self._reply = self.setup.patient.opening(self.setup.base.findings[complaint] if complaint < self.num_questions else None)

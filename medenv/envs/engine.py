@@ -118,6 +118,28 @@ class Engine:
         self._refresh(who)
         self.started = True
 
+    def begin_one(self, handle: int | None = None) -> None:
+        """`begin` for a batch of one, in plain numbers: the same bits."""
+        t = self.tables
+        if handle is None:
+            handle = self.source.next_one(int(self.stream[0]), int(self.episode[0]))
+            self.episode[0] += np.uint64(1)
+        cell, truth, opening, age = self.source.open_one(handle)
+        self.handle[0], self.cell[0], self.truth[0] = handle, cell, truth
+        self.buffer[0] = self._template[cell]
+        told = opening != NO_OPENING
+        self.scores[0] = t.opening_log[cell, t.opening_of[opening] if told else -1]
+        self.complaint[0] = opening if told else self.Q
+        self.demographics[0] = (age, cell & 1, cell // (2 * len(t.base.age_bands)))
+        self.turns_left[0], self.done[0], self.started, self.differential = self.max_turns, False, True, None
+        self.shift[0] = 0.0
+        if told:
+            self._disclose_one(opening, int(t.row_of[cell, opening]) + 1)
+        if self.max_turns == 1:
+            self.buffer[0, self.mask_at : self.mask_at + self.Q] = 0
+        belief, entropy, self.normaliser[0] = posterior_one(self.scores[0], self.shift[0])
+        self.belief, self.entropy = belief[None], np.array([entropy], np.float32)
+
     def _open(self, who: NDArray[np.integer], handles: NDArray[np.uint64]) -> None:
         opened, t = self.source.open(handles), self.tables
         self.handle[who], self.cell[who], self.truth[who] = handles, opened.cell, opened.truth

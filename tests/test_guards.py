@@ -313,14 +313,14 @@ def test_mix_whose_parts_do_not_add_up__is_noticed(monkeypatch: Patch) -> None:
 
 
 def _opens_mask_of_truth(monkeypatch: Patch) -> None:
-    good = Engine._open
+    good = Engine.begin_one
 
-    def broken(self: Engine, who: Any, handles: Any) -> None:
-        good(self, who, handles)
-        first = self.buffer[who, self.mask_at]
-        self.buffer[who, self.mask_at] = np.where(self.truth[who] % 2 == 0, first, 0)
+    def broken(self: Engine, handle: int | None = None) -> None:
+        good(self, handle)
+        if self.truth[0] % 2:
+            self.buffer[0, self.mask_at] = 0
 
-    monkeypatch.setattr(Engine, "_open", broken)
+    monkeypatch.setattr(Engine, "begin_one", broken)
 
 
 def test_mask_that_depends_on_the_truth__is_noticed(monkeypatch: Patch) -> None:
@@ -470,13 +470,13 @@ def test_clock_in_place_of_a_seed__is_noticed(monkeypatch: Patch) -> None:
 
 @pytest.mark.parametrize("draw", [random.random, np.random.rand])
 def test_global_random_state__is_noticed(draw, monkeypatch: Patch) -> None:  # type: ignore[no-untyped-def]
-    good = SampledCases.next
+    good = SampledCases.next_one
 
-    def broken(self: SampledCases, stream: Any, episode: Any) -> Any:
+    def broken(self: SampledCases, stream: int, episode: int) -> int:
         draw()
         return good(self, stream, episode)
 
-    monkeypatch.setattr(SampledCases, "next", broken)
+    monkeypatch.setattr(SampledCases, "next_one", broken)
     with fails("global random states"):
         check_seeds(ID, **SMALL)
 

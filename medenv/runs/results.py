@@ -35,7 +35,7 @@ def results_table(experiments: Path = ROOT / "experiments") -> str:
     runs = (
         ("belief", "PPO, belief observed"),
         ("no_belief", "PPO, belief not observed"),
-        ("belief_20min", "PPO, belief observed"),
+        ("belief_20min", "PPO with layers twice as wide, belief observed"),
         ("imitate_20min", "PPO after imitating greedy, belief observed"),
     )
     for name, label in runs:

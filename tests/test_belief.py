@@ -15,7 +15,8 @@ from medenv.belief.posterior import no_condition_fits, observed_cell, observed_s
 from medenv.cases.case import Case
 from medenv.cases.loaded import LoadedCases
 from medenv.cases.sampled import SampledCases
-from medenv.envs.engine import NONE, Engine
+from medenv.envs.engine import Engine
+from medenv.envs.steps import NONE
 from medenv.hashing import draw_array
 from medenv.knowledge.base import SEXES, Finding, KnowledgeBase
 from medenv.knowledge.compiled import IMPOSSIBLE, LOG_ZERO, Compiled, compiled

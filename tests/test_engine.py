@@ -13,7 +13,8 @@ import medenv  # noqa: F401  registers the environments
 from medenv.cases.case import Case
 from medenv.cases.loaded import LoadedCases
 from medenv.cases.sampled import SampledCases
-from medenv.envs.engine import NONE, Engine
+from medenv.envs.engine import Engine
+from medenv.envs.steps import NONE
 from medenv.errors import ActionError, EpisodeError, MedenvError
 from medenv.knowledge.compiled import compiled
 from medenv.knowledge.named import knowledge_base

@@ -13,8 +13,9 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from medenv.cases.case import Case
-from medenv.envs.engine import NONE, Engine
+from medenv.envs.engine import Engine
 from medenv.envs.setup import Names, Setup, check_options
+from medenv.envs.steps import NONE
 from medenv.errors import ActionError, EpisodeError
 from medenv.hashing import GOLDEN
 

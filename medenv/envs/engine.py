@@ -10,40 +10,19 @@ Does not cover: Gymnasium's interface (`consult`, `vector`), words (`medenv.pati
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medenv.belief.posterior import posterior, posterior_one
 from medenv.cases.source import NO_OPENING, CaseSource
+from medenv.envs.steps import NONE, Step, StepOne
 from medenv.errors import EpisodeError, MedenvError
 from medenv.hashing import draw_array, mix, seed_for
 from medenv.knowledge.compiled import IMPOSSIBLE
 from medenv.rewards.base import Transition
 from medenv.rewards.mix import RewardMix
-
-NONE = -1
-
-
-class Step(NamedTuple):
-    """What a step did, before any autoreset. All [N]. The transition's beliefs are views that hold until the next step."""
-
-    transition: Transition
-    reward: NDArray[np.float64]
-    components: dict[str, NDArray[np.float64]]
-    scored: NDArray[np.bool_]
-    row: NDArray[np.integer]  # the answer's row, NONE where nothing was asked
-
-
-class StepOne(NamedTuple):
-    """`Step` for a batch of one."""
-
-    row: int
-    reward: float
-    components: dict[str, float]  # NaN: not scored
-    invalid: bool
-    ended: bool
 
 
 class Engine:

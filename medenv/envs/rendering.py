@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from medenv.envs.engine import NONE
+from medenv.envs.steps import NONE
 from medenv.errors import EpisodeError
 from medenv.knowledge.base import SEXES
 from medenv.notice import NOTICE

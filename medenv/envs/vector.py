@@ -16,8 +16,9 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from medenv.envs.engine import NONE, Engine, Step
+from medenv.envs.engine import Engine
 from medenv.envs.setup import Names, Setup, check_options
+from medenv.envs.steps import NONE, Step
 from medenv.errors import ActionError, CaseError, EpisodeError, MedenvError
 from medenv.hashing import draw, seed_for
 

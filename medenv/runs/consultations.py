@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medenv.agents.doctor import Doctor
-from medenv.envs.engine import NONE, Engine, Step
+from medenv.envs.engine import Engine
 from medenv.envs.registration import environment_ids
 from medenv.envs.setup import Setup
+from medenv.envs.steps import NONE, Step
 from medenv.errors import unknown
 from medenv.knowledge.base import SEXES, KnowledgeBase
 from medenv.rewards.mix import RewardMix

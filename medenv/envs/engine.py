@@ -84,8 +84,7 @@ class Engine:
     def seed(self, seeds: NDArray[np.integer] | Sequence[int], who: NDArray[np.integer] | None = None) -> None:
         """Start streams `who` (default all) from one seed each; the first episode of each comes next."""
         who = self._everyone if who is None else who
-        self.stream[who] = np.array([mix(seed_for(int(s), "stream")) for s in seeds], np.uint64)
-        self.episode[who] = 0
+        self.stream[who], self.episode[who] = np.array([mix(seed_for(int(s), "stream")) for s in seeds], np.uint64), 0
 
     def begin(self, who: NDArray[np.integer] | None = None, handles: NDArray[np.uint64] | None = None) -> None:
         """Start consultations `who` (default all) on given cases, or on the next ones of their streams."""

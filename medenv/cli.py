@@ -9,7 +9,7 @@ Does not cover: what the commands do (`medenv.runs`, `medenv.testing`); how they
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,6 @@ from medenv.errors import unknown
 from medenv.notice import NOTICE
 
 SMOKE = {"num_envs": 64, "rollout": 8, "steps": 1536, "minibatch": 256, "evaluate_every": 1, "evaluate_episodes": 128}
-CHECKED = 200  # consultations of each doctor in `check reward`
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -110,18 +109,16 @@ def check_env(env_id: str, arguments: dict[str, Any], as_json: bool) -> int:
 @check.command("reward")
 @click.argument("mix")
 @environment_options
+@click.option("--episodes", type=click.IntRange(min=1), default=500, show_default=True, metavar="N", help="Consultations of each doctor.")
 @seed_option
 @json_option
-def check_reward_(mix: str, arguments: dict[str, Any], seed: int, as_json: bool) -> int:
-    """Parse a reward MIX, check its rewards, and show what honest and random doctors earn under it."""
-    from medenv.agents.doctor import BUILT_IN, make_doctor
+def check_reward_(mix: str, arguments: dict[str, Any], episodes: int, seed: int, as_json: bool) -> int:
+    """Parse a reward MIX, check its rewards, and attack it: does any trick earn what an honest doctor earns?"""
     from medenv.rewards.mix import parse_mix
-    from medenv.runs.consultations import asking, component_means, consultations, make_setup
-    from medenv.runs.evaluate import assign, score_row, summarise
+    from medenv.runs.attacks import attack
     from medenv.testing import check_reward
 
     rewards = parse_mix(mix)
-    setup, _ = make_setup("MedConsult-v0", {"split": "validation"} | arguments | {"reward": rewards})
     try:
         check_reward(rewards)
     except AssertionError as error:
@@ -130,22 +127,34 @@ def check_reward_(mix: str, arguments: dict[str, Any], seed: int, as_json: bool)
         {"name": n, "weight": w, "paid": r.when, "bounds": [finite(b) for b in r.bounds], "needs_truth": r.needs_truth}
         for n, w, r in rewards.terms
     ]
-    handles = assign(setup.source, seed, CHECKED)
-    doctors: dict[str, dict[str, Any]] = {}
-    for name in BUILT_IN:
-        played = consultations(setup, handles, asking(make_doctor(name, setup.tables, seed), setup))
-        scores = summarise([score_row(r) for r in played], seed)
-        doctors[name] = {k: scores[k] for k in ("mean_return", "mean_return_ci", "accuracy", "mean_questions")}
-        doctors[name]["components"] = component_means(played)
+    with progress_bar("attacks") as advance:
+        found = attack(rewards, arguments, episodes, seed, progress=advance)
 
     def show() -> None:
         print_table("Components, weighted; bounds of one step, unweighted", list(terms[0]), [list(t.values()) for t in terms])
-        rows = [[name, d["mean_return"], d["accuracy"], d["mean_questions"], *d["components"].values()] for name, d in doctors.items()]
         click.echo()
-        print_table(f"Means over {CHECKED} consultations", ["doctor", "return", "accuracy", "questions", *rewards.names], rows)
+        _print_attacks(found, rewards.names)
 
-    emit({"reward": str(rewards), "ok": True, "terms": terms, "doctors": doctors, "seed": seed}, as_json, show)
+    emit({"reward": str(rewards), "ok": True, "terms": terms, "seed": seed} | found, as_json, show)
     return 0
+
+
+def _print_attacks(found: Mapping[str, Any], components: Sequence[str]) -> None:
+    from medenv.runs.attacks import verdict
+
+    honest = found["honest"]
+    rows = []
+    for name, a in ({f"honest: {honest['doctor']}": honest} | found["attacks"]).items():
+        interval = None if a["ci"] is None else f"{a['ci'][0]:.4g} to {a['ci'][1]:.4g}"
+        pays = "" if a is honest else {True: "yes", False: "no"}.get(a["pays"])
+        rows.append([name, a["mean"], interval, pays, a["accuracy"], a["questions"], *a["components"].values()])
+    columns = ["doctor", "return", "95 % interval", "pays", "accuracy", "questions", *(f"from {c}" for c in components)]
+    print_table(f"Means over {found['episodes']} consultations, the same for every doctor", columns, rows)
+    for name in ("credit_of_duplicates", "gain_of_duplicates"):
+        if found["attacks"]["duplicate_credit"].get(name) is not None:
+            click.echo(f"{name}: {found['attacks']['duplicate_credit'][name]:.4g} nats a question")
+    click.echo(verdict(found))
+    click.echo(f"Only in words, not tried here: {', '.join(found['in_words'])}")
 
 
 @cli.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from importlib import resources
@@ -98,6 +99,31 @@ def test_builtin__costs_follow_the_kind_of_question() -> None:
     for finding in BASE.findings:
         low, high = {"ask": (1, 1), "examine": (1.5, 2), "order": (3, 8)}[finding.kind]
         assert low <= finding.cost <= high, finding.id
+
+
+def test_builtin__money_delay_and_invasiveness_follow_the_kind_of_question() -> None:
+    for finding in BASE.findings:
+        seen = (finding.money, finding.delay, finding.invasiveness)
+        if finding.kind == "order":
+            assert 1 <= finding.money <= 500, finding.id
+            assert 0.1 <= finding.delay <= 168, finding.id
+            assert finding.invasiveness <= 0.6, finding.id
+        else:
+            assert seen[:2] == (0, 0), finding.id
+            assert finding.invasiveness <= (0.2 if finding.kind == "examine" else 0), finding.id
+
+
+@pytest.mark.parametrize(
+    ("field", "rising"),
+    [
+        ("money", ("urine_dipstick", "tsh", "chest_xray", "ct_head", "ct_abdomen")),
+        ("delay", ("glucose", "ecg", "troponin", "tsh", "pertussis_pcr", "nerve_conduction")),
+        ("invasiveness", ("fever", "chest_xray", "troponin", "cervical_motion_tenderness", "joint_aspirate_pus", "lumbar_puncture")),
+    ],
+)
+def test_builtin__a_greater_test_costs_more(field: str, rising: tuple[str, ...]) -> None:
+    costs = [getattr(BASE.finding(name), field) for name in rising]
+    assert all(low < high for low, high in itertools.pairwise(costs)), costs
 
 
 def test_builtin__every_question_and_every_value_has_words() -> None:

@@ -170,7 +170,7 @@ def test_check__passes_and_fails(capsys: pytest.CaptureFixture[str], monkeypatch
     assert main(["check", "reward", "accuracy - 0.1*question_cost", *SMALL, "--json"]) == 0
     found = last_json(capsys.readouterr().out)
     assert found["ok"] and [t["name"] for t in found["terms"]] == ["accuracy", "question_cost"]
-    assert found["doctors"]["greedy"]["mean_return"] > found["doctors"]["random"]["mean_return"]
+    assert found["honest"]["mean"] > found["attacks"]["commonest"]["mean"]
 
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("expected 1,\nsaw 2")

@@ -18,12 +18,12 @@ import pytest
 from ddxplus_fixture import draw_rows, row, write_patients, write_release
 
 from medenv.agents.baselines import Checklist
-from medenv.agents.doctor import Observation, make_doctor
+from medenv.agents.doctor import BUILT_IN, Observation, make_doctor
 from medenv.agents.greedy import Greedy
 from medenv.cases.case import Case
 from medenv.cases.loaded import LoadedCases
 from medenv.envs.setup import Setup
-from medenv.errors import MedenvError, RunError, UnknownName
+from medenv.errors import MedenvError, RewardError, RunError, UnknownName
 from medenv.runs.evaluate import KEYS, assign, evaluate
 from medenv.runs.records import TRAJECTORIES, read_trajectories
 
@@ -234,6 +234,53 @@ def test_evaluate__says_what_loading_the_cases_met(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["loaded"] == summary["loaded"]
     assert said[0] == f"{file}: 6 cases, split test" and any("an evidence listed twice" in line for line in said)
     assert evaluate(ID, "greedy", 2, 0, env_arguments=SMALL)["loaded"] is None
+
+
+class Halting:
+    """Greedy, but it hands in a differential for women alone; whether it gives one it does not say."""
+
+    name = "halting"
+
+    def __init__(self) -> None:
+        self.inner = greedy()
+
+    def act(self, observation: Observation) -> tuple[Any, Any]:
+        action, belief = self.inner.act(observation)
+        return action, np.where(np.asarray(observation["demographics"])[:, 1:2] == 0, belief, np.nan)
+
+
+def test_evaluate__what_is_not_scored_is_counted_for_each_component(tmp_path: Path) -> None:
+    mix = {"reward": "accuracy + brier_score + log_score(price=0)"}
+    some = evaluate(ID, Halting(), 60, 0, tmp_path, SMALL | mix)
+    records = list(read_trajectories(tmp_path))
+    men = sum(r["demographics"]["sex"] == "male" for r in records)
+    assert 0 < men < 60 and some["failures"] == 0
+    assert some["unscored"] == men and some["unscored_components"] == {"brier_score": men, "log_score": men}
+    scored = [r["end"]["return"] for r in records if r["end"]["return"] is not None]
+    assert some["mean_return"] == pytest.approx(np.mean(scored)) and len(scored) == 60 - men
+    none = evaluate(ID, Stubborn(), 20, 0, env_arguments=SMALL | mix)
+    assert none["unscored"] == 20 and none["unscored_components"] == {"brier_score": 20, "log_score": 20} and none["mean_return"] is None
+    every = evaluate(ID, "greedy", 20, 0, env_arguments=SMALL | mix)
+    assert every["unscored"] == 0 and every["unscored_components"] == {}
+    assert evaluate(ID, "oracle", 20, 0, env_arguments=SMALL | mix)["unscored"] == 0
+
+
+def test_evaluate__a_reward_of_the_differential_needs_a_doctor_that_gives_one(tmp_path: Path) -> None:
+    mix = {"reward": "accuracy + reciprocal_rank - brier_score"}
+    with pytest.raises(RewardError, match="reciprocal_rank, brier_score scores a differential, and doctor 'random' gives none"):
+        evaluate(ID, "random", 5, 0, tmp_path / "none", SMALL | mix)
+    assert not (tmp_path / "none").exists()
+    assert evaluate(ID, "checklist", 5, 0, env_arguments=SMALL | mix)["mean_return"] is not None
+
+
+@pytest.mark.parametrize("agent", BUILT_IN)
+def test_built_in_doctors__say_whether_they_give_a_differential(agent: str) -> None:
+    setup = Setup(**SMALL)
+    doctor = make_doctor(agent, setup.tables)
+    engine = setup.engine(3)
+    engine.seed([1, 2, 3])
+    engine.begin()
+    assert doctor.gives_differential == (doctor.act(engine.views())[1] is not None)  # type: ignore[attr-defined]
 
 
 def test_evaluate__refuses_bad_arguments() -> None:

@@ -17,6 +17,7 @@ from medenv.agents.baselines import Random
 from medenv.cases.loaded import LoadedCases
 from medenv.cases.sampled import SampledCases
 from medenv.cases.source import Opened
+from medenv.envs import copies, setup
 from medenv.envs import engine as engines
 from medenv.envs.consult import ConsultEnv
 from medenv.envs.engine import Engine
@@ -350,14 +351,14 @@ def test_rendering_that_tells_the_case__is_noticed(monkeypatch: Patch) -> None:
 
 def test_clairvoyant_search__is_noticed(monkeypatch: Patch) -> None:
     """Imagined patients that keep the true one."""
-    good = Engine.imagine
+    good = setup.imagined
 
-    def broken(self: Engine, *args: Any) -> Engine:
-        out = good(self, *args)
-        out.truth[:] = self.truth[args[0]]
+    def broken(engine: Engine, *args: Any) -> Engine:
+        out = good(engine, *args)
+        out.truth[:] = engine.truth[args[0]]
         return out
 
-    monkeypatch.setattr(Engine, "imagine", broken)
+    monkeypatch.setattr(setup, "imagined", broken)
     with fails("imagined"):
         check_equal_histories(ID, patients=12, **SMALL | {"noise": 0.0})
 
@@ -483,7 +484,7 @@ def test_global_random_state__is_noticed(draw, monkeypatch: Patch) -> None:  # t
 
 @pytest.mark.parametrize("missing", ["handle", "truth", "scores", "stream", "episode", "normaliser", "belief", "turns_left"])
 def test_snapshot_that_forgets__is_noticed(missing: str, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(engines, "_STATE", tuple(k for k in engines._STATE if k != missing))
+    monkeypatch.setattr(copies, "_STATE", tuple(k for k in copies._STATE if k != missing))
     with fails("snapshot|go on exactly"):
         check_snapshot(ID, reward="information_gain(value=probability)", observe_belief=True, **SMALL)
 
@@ -508,7 +509,7 @@ def test_check_environment__runs_them_all(monkeypatch: Patch) -> None:
     """Each mutation is noticed by the one call that a user makes, too."""
     check_environment(ID, **SMALL)
     with monkeypatch.context() as patch, fails("snapshot|go on exactly"):
-        patch.setattr(engines, "_STATE", tuple(k for k in engines._STATE if k != "handle"))
+        patch.setattr(copies, "_STATE", tuple(k for k in copies._STATE if k != "handle"))
         check_environment(ID, **SMALL)
     good = ConsultVectorEnv.step
     with monkeypatch.context() as patch, fails("bit for bit"):

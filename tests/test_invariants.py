@@ -17,6 +17,7 @@ from conftest import strict_base, tiny_base
 import medenv  # noqa: F401  registers the environments
 from medenv.agents.doctor import make_doctor
 from medenv.cases.case import SPLITS, Case
+from medenv.envs.copies import snapshot
 from medenv.envs.vector import ConsultVectorEnv
 from medenv.errors import MedenvError
 from medenv.knowledge.named import knowledge_base
@@ -154,7 +155,7 @@ def test_imagine__hangs_on_the_seed_and_not_on_how_many() -> None:
     assert not difference(one.step(actions[:5])[0]["evidence"], two.step(actions)[0]["evidence"][:5])
     batch = ConsultVectorEnv(3, knowledge="synthetic:12x30", max_turns=8)
     batch.reset(seed=0)
-    assert not difference(batch.imagine(5, 7, index=2).engine.snapshot(), env.imagine(5, 7).engine.snapshot()), (
+    assert not difference(snapshot(batch.imagine(5, 7, index=2).engine), snapshot(env.imagine(5, 7).engine)), (
         "environment 2 of seed 0 is seed 2"
     )
 

@@ -15,6 +15,7 @@ from medenv.errors import KnowledgeError, MedenvError
 from medenv.knowledge.base import Condition, Finding, KnowledgeBase, Link
 from medenv.knowledge.files import builtin, load_base, load_sources
 from medenv.knowledge.files_write import save_base
+from medenv.knowledge.named import knowledge_base
 
 FILES = {
     "base.toml": """name = "small"
@@ -156,6 +157,67 @@ def test_load_base__an_error_names_file_line_and_value(small: Path, name: str, t
     assert message.startswith(f"{small / name}:{line}: "), message
     assert value in message
     assert " - " in message
+
+
+def _priced(folder: Path, money: str = "33", delay: str = "1.5", invasiveness: str = "0.05") -> Path:
+    """The findings of `FILES` with the three columns of a test's costs, blank but for the film (line 5)."""
+    head, *lines = FILES["findings.csv"].splitlines()
+    extra = ["money,delay,invasiveness", ",,", ",,", ",,", f"{money},{delay},{invasiveness}"]
+    text = "".join(f"{line},{cells}\n" for line, cells in zip([head, *lines], extra, strict=True))
+    (folder / "findings.csv").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_test_costs__are_read_and_written_back(small: Path, tmp_path: Path) -> None:
+    base = load_base(_priced(small))
+    assert [(f.money, f.delay, f.invasiveness) for f in base.findings] == [(0, 0, 0)] * 3 + [(33, 1.5, 0.05)]
+    save_base(base, tmp_path / "copy")
+    again = load_base(tmp_path / "copy")
+    assert again == base
+    assert again.fingerprint == base.fingerprint
+
+
+def test_test_costs__that_are_0_throughout_have_no_column(small: Path, tmp_path: Path) -> None:
+    for delay, written in (("0", {"money", "invasiveness"}), ("2", {"money", "delay", "invasiveness"})):
+        save_base(load_base(_priced(small, delay=delay)), tmp_path / "copy")
+        header = (tmp_path / "copy" / "findings.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
+        assert written == {"money", "delay", "invasiveness"} & set(header)
+
+
+@pytest.mark.parametrize(
+    ("change", "seen"),
+    [
+        ({"money": "-3"}, "money -3 must be >= 0"),
+        ({"money": "$3"}, r"money is not a number \('\$3'\) - write a number"),
+        ({"delay": "-0.5"}, r"delay -0\.5 must be >= 0"),
+        ({"delay": "inf"}, r"delay is not a number \('inf'\) - write a number"),
+        ({"invasiveness": "1.1"}, r"invasiveness 1\.1 must be from 0 \(none\) to 1"),
+        ({"invasiveness": "-0.1"}, r"invasiveness -0\.1 must be from 0 \(none\) to 1"),
+    ],
+)
+def test_test_costs__an_error_names_file_line_and_value(small: Path, change: dict[str, str], seen: str) -> None:
+    with pytest.raises(KnowledgeError, match=rf"findings\.csv:5: .*{seen}"):
+        load_base(_priced(small, **change))
+
+
+@pytest.mark.parametrize("change", [{"money": float("nan")}, {"delay": float("inf")}, {"invasiveness": float("nan")}])
+def test_test_costs__that_are_no_numbers_are_refused(small: Path, change: dict[str, float]) -> None:
+    base = load_base(small)
+    with pytest.raises(KnowledgeError, match=rf"finding 'cough': {next(iter(change))} (nan|inf) must be"):
+        _with(**change)(base)
+
+
+def test_fingerprint__is_that_of_earlier_versions_without_test_costs(small: Path) -> None:
+    base = load_base(small)
+    assert base.fingerprint == "d2899904c030"
+    assert knowledge_base("synthetic:12x30").fingerprint == "afe57f484311"
+    assert _with(money=0, delay=0.0)(base).fingerprint == "d2899904c030"
+
+
+def test_fingerprint__tells_test_costs_apart(small: Path) -> None:
+    base = load_base(small)
+    changed = [_with(**change)(base) for change in ({"money": 1.0}, {"money": 0.5}, {"delay": 1.0}, {"invasiveness": 1.0})]
+    assert len({b.fingerprint for b in [base, *changed]}) == 5
 
 
 @pytest.mark.parametrize("name", ["base.toml", "conditions.csv", "findings.csv", "links.csv"])

@@ -19,7 +19,7 @@ import torch
 from medenv.agents.doctor import make_doctor, one
 from medenv.agents.policy import CLOSED, FORCED, Heads, entropy_of, load_doctor, log_probability_of, sample
 from medenv.agents.ppo import PPO, PPOSettings, Rollout, advantages, make_env
-from medenv.errors import RunError
+from medenv.errors import RewardError, RunError
 from medenv.knowledge.compiled import compiled
 from medenv.knowledge.named import knowledge_base
 from medenv.runs.records import write_atomically
@@ -133,6 +133,15 @@ def test_training_rewards_are_the_environments_but_for_the_two_settings() -> Non
     assert torch.allclose(gained, 0.5 * (entropy[:-1] - entropy[1:])[asks[:-1]], atol=1e-4)
 
 
+def test_expected_accuracy_counts_what_a_wrong_diagnosis_costs() -> None:
+    env = {"knowledge": KNOWLEDGE, "observe_belief": True, "max_turns": 8, "reward": "2*accuracy(wrong=1.5) - 0.01*question_cost"}
+    plain, _ = PPO(tiny(env=env, expected_accuracy=False)).collect(0.0)
+    expected, _ = PPO(tiny(env=env)).collect(0.0)
+    assert torch.equal(plain.action, expected.action)
+    right = expected.belief.gather(2, (expected.action - plain.open.shape[2]).clamp(min=0)[..., None]).squeeze(2)
+    assert torch.allclose(expected.reward[plain.ended], (2 * right - 3 * (1 - right))[plain.ended], atol=1e-5)
+
+
 def test_runs_share_no_patient_and_keep_to_their_splits() -> None:
     one_, other = PPO(tiny(seed=0)), PPO(tiny(seed=1))
     assert not set(one_.env.engine.handle.tolist()) & set(other.env.engine.handle.tolist())
@@ -188,6 +197,21 @@ def test_settings_are_read_from_texts_and_tables() -> None:
 def test_bad_settings(table: dict[str, Any], says: str) -> None:
     with pytest.raises(RunError, match=says):
         read_settings(PPOSettings, table)
+
+
+@pytest.mark.parametrize(
+    ("mix", "says"),
+    [
+        ("accuracy + brier_score + log_score", "brier_score, log_score scores a differential, and PPO hands in none while it trains"),
+        ("accuracy + potential(gamma=0.9)", r"potential has gamma=0\.9 and the trainer 1: write potential\(gamma=1\)"),
+    ],
+)
+def test_rewards_that_ppo_cannot_learn_from(mix: str, says: str, tmp_path: Path) -> None:
+    settings = tiny(env={"knowledge": KNOWLEDGE, "reward": mix})
+    with pytest.raises(RewardError, match=says):
+        train(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    PPO(tiny(env={"knowledge": KNOWLEDGE, "reward": "accuracy + potential(gamma=0.9)"}, gamma=0.9))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ class Random:
     """Any valid action, uniformly: a hash of the seed and of what has been observed, so the same in any batch."""
 
     name = "random"
+    gives_differential = False
 
     def __init__(self, tables: Compiled, seed: int = 0) -> None:
         self.seed = seed
@@ -56,6 +57,7 @@ class Prevalence:
     """Diagnoses the commonest condition of the base at once."""
 
     name = "prevalence"
+    gives_differential = True
 
     def __init__(self, tables: Compiled) -> None:
         self._prior = tables.cell_weight.sum(0)
@@ -79,6 +81,7 @@ class Checklist:
     """
 
     name = "checklist"
+    gives_differential = True
 
     def __init__(self, tables: Compiled, length: int = 12) -> None:
         self.tables = tables

@@ -21,7 +21,11 @@ Observation = Mapping[str, NDArray]
 
 
 class Doctor(Protocol):
-    """The interface of every agent that `evaluate` runs."""
+    """The interface of every agent that `evaluate` runs.
+
+    A doctor may also have: `gives_differential`, whether `act` hands in a differential (without the attribute nobody knows, and a mix that
+    scores one is allowed); `fingerprint`, text that tells its versions apart.
+    """
 
     name: str
 

@@ -27,6 +27,7 @@ class Greedy:
     """`confidence` in (0, 1], `min_gain` >= 0 in nats per unit of cost."""
 
     name = "greedy"
+    gives_differential = True
 
     def __init__(self, tables: Compiled, confidence: float = CONFIDENCE, min_gain: float = MIN_GAIN) -> None:
         if not 0.0 < confidence <= 1.0 or not min_gain >= 0.0:

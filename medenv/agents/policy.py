@@ -193,7 +193,7 @@ class PolicyDoctor:
     """
 
     name = "ppo"
-
+    gives_differential = True
     fingerprint: str | None = None  # of the weights it was loaded from
 
     def __init__(self, policy: Policy, tracker: Tracker | None, tables: Compiled) -> None:

@@ -43,8 +43,9 @@ from medenv.agents.policy import (
 )  # fmt: skip
 from medenv.envs.setup import Setup
 from medenv.envs.vector import ConsultVectorEnv
-from medenv.errors import RunError, unknown
+from medenv.errors import RewardError, RunError, unknown
 from medenv.hashing import seed_for
+from medenv.rewards.accuracy import Accuracy
 
 
 @dataclass
@@ -108,6 +109,10 @@ class PPO:
         self.settings = s = settings
         self.env = make_env(s, "train", s.num_envs)
         setup = self.env.setup
+        setup.rewards.check_gamma(s.gamma)
+        if setup.rewards.needs_differential:
+            names = ", ".join(setup.rewards.needs_differential)
+            raise RewardError(f"{names} scores a differential, and PPO hands in none while it trains: leave it out of the reward mix")
         self.tables, self.Q = setup.tables, setup.num_questions
         self.generator = torch.Generator().manual_seed(seed_for(s.seed, "ppo network"))
         self.architecture = Architecture(
@@ -125,7 +130,8 @@ class PPO:
         self.optimiser = torch.optim.Adam(self.policy.parameters(), s.learning_rate, eps=1e-5)
         self.tracker = None if setup.observe_belief else Tracker(self.architecture)
         self.tracker_optimiser = None if self.tracker is None else torch.optim.Adam(self.tracker.parameters(), s.tracker_rate)
-        self.accuracy_weight = next((weight for name, weight, _ in setup.rewards.terms if name == "accuracy"), 0.0)
+        accuracy = ((weight, reward) for _, weight, reward in setup.rewards.terms if isinstance(reward, Accuracy))
+        self.accuracy_weight = next((weight * (1.0 + reward.wrong) for weight, reward in accuracy), 0.0)  # of right against wrong
         self.observation = self.env.reset(seed=seed_for(s.seed, "ppo train"))[0]
         self.episode_return = np.zeros(s.num_envs)
         self.episode_questions = np.zeros(s.num_envs)
@@ -242,7 +248,7 @@ class PPO:
         env = make_env(self.settings, "validation", n)
         observation = env.reset(seed=seed_for(self.settings.seed, "ppo validation"))[0]
         alive, total, questions, right = np.ones(n, bool), np.zeros(n), np.zeros(n), np.zeros(n, bool)
-        scored = np.ones(n, bool)
+        scored, guessed = np.ones(n, bool), np.zeros(n, bool)
         while alive.any():
             truth = env.engine.truth.copy()
             action = decide(self._heads(observation))
@@ -252,10 +258,14 @@ class PPO:
             questions += alive & (action < self.Q)
             right |= alive & (action - self.Q == truth)
             scored &= last["scored"] | ~alive
-            alive &= ~(terminated | truncated)
+            ended = terminated | truncated
+            if ended.any():
+                guessed |= alive & ended & (last["belief"].argmax(1) == truth)
+            alive &= ~ended
         if not scored.any():
             raise RunError(f"none of {n} validation consultations could be scored under {env.setup.rewards}: choose another reward mix")
-        return {f"validation_{k}": float(v[scored].mean()) for k, v in (("return", total), ("accuracy", right), ("questions", questions))}
+        found = {"return": total, "accuracy": right, "best_guess": guessed, "questions": questions}
+        return {f"validation_{name}": float(values[scored].mean()) for name, values in found.items()}
 
     def imitate(self, seconds: float) -> dict[str, float]:
         """Clone `greedy` on training cases for some seconds: cross-entropy on gate and question, value untouched."""

@@ -13,6 +13,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from medenv.cases.case import Case
+from medenv.envs.copies import restore, snapshot
 from medenv.envs.engine import Engine
 from medenv.envs.setup import Names, Setup, check_options
 from medenv.envs.steps import NONE
@@ -75,6 +76,7 @@ class ConsultEnv(Names, gym.Env[dict[str, Any], np.int64]):
     | truth | last step | the condition's id |
     | case_id | last step | a token that `reset` accepts |
     | belief, differential | last step | the environment's posterior [D]; the doctor's own [D], or None |
+    | credits | last step, with `shapley_credit` | float64 [turns]: the Shapley credit of each turn's answer, unweighted, 0 without one |
     | invalid_actions | last step | how many there were |
 
     ## Arguments
@@ -97,6 +99,7 @@ class ConsultEnv(Names, gym.Env[dict[str, Any], np.int64]):
 
     ## Version History
     * v0: first version; may change until release 0.1.0, each time with a line here.
+    * v0, next: the findings of `builtin@0` have money, delay and invasiveness: another fingerprint, the same patients and probabilities.
     """
 
     metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 2}
@@ -174,6 +177,9 @@ class ConsultEnv(Names, gym.Env[dict[str, Any], np.int64]):
         }
         if done:
             info |= self._final()
+            credits = self.setup.rewards.credits(step.transition)
+            if credits is not None:
+                info["credits"] = credits[0, : len(self.turns)]
         if self.render_mode == "human":
             self._print()
         return self._observation(), step.reward, done, False, info
@@ -193,13 +199,13 @@ class ConsultEnv(Names, gym.Env[dict[str, Any], np.int64]):
 
     def snapshot(self) -> dict[str, Any]:
         """The exact state, hidden case included: for debugging and replay, never for search."""
-        return self.engine.snapshot() | {"turns": list(self.turns), "invalid_actions": self.invalid_actions, "reply": self._reply}
+        return snapshot(self.engine) | {"turns": list(self.turns), "invalid_actions": self.invalid_actions, "reply": self._reply}
 
     def restore(self, state: dict[str, Any]) -> dict[str, Any]:
         """Go back to a snapshot; returns the observation."""
         state = dict(state)
         self.turns, self.invalid_actions, self._reply = list(state.pop("turns")), state.pop("invalid_actions"), state.pop("reply")
-        self.engine.restore(state)
+        restore(self.engine, state)
         self._seeded = True  # the stream is part of the state
         return self._observation()
 

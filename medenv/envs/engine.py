@@ -10,7 +10,6 @@ Does not cover: Gymnasium's interface (`consult`, `vector`), words (`medenv.pati
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +18,10 @@ from medenv.belief.posterior import posterior, posterior_one
 from medenv.cases.source import NO_OPENING, CaseSource
 from medenv.envs.steps import NONE, Step, StepOne
 from medenv.errors import EpisodeError, MedenvError
-from medenv.hashing import draw_array, mix, seed_for
+from medenv.hashing import mix, seed_for
 from medenv.knowledge.compiled import IMPOSSIBLE
 from medenv.rewards.base import Transition
+from medenv.rewards.ledger import Ledger
 from medenv.rewards.mix import RewardMix
 
 
@@ -68,6 +68,7 @@ class Engine:
         self.started = False
         self.stream, self.episode = np.zeros(num, np.uint64), np.zeros(num, np.uint64)
         self.differential: NDArray[np.float32] | None = None
+        self.ledger = Ledger(source, num, self.max_turns) if rewards.needs_ledger else None
 
     def _templates(self) -> NDArray[np.int8]:
         """[C, width] the buffer of a consultation before its opening statement, for each demographic cell."""
@@ -111,6 +112,8 @@ class Engine:
         self.demographics[0] = (age, cell & 1, cell // (2 * len(t.base.age_bands)))
         self.turns_left[0], self.done[0], self.started, self.differential = self.max_turns, False, True, None
         self.shift[0] = 0.0
+        if self.ledger is not None:
+            self.ledger.begin(self._everyone, handle, truth, cell, opening if told else NONE, self.scores)
         if told:
             self._disclose_one(opening, int(t.row_of[cell, opening]) + 1)
         if self.max_turns == 1:
@@ -126,6 +129,8 @@ class Engine:
         self.scores[who] = t.opening_log[opened.cell, np.where(opening == NO_OPENING, -1, t.opening_of[opening])]
         self.complaint[who] = np.where(opening == NO_OPENING, self.Q, opening)
         self.shift[who] = 0.0
+        if self.ledger is not None:
+            self.ledger.begin(who, handles, opened.truth, opened.cell, opening, self.scores[who])
         sex, setting = opened.cell & 1, opened.cell // (2 * len(t.base.age_bands))
         self.demographics[who] = np.stack([opened.age, sex, setting], 1)
         self.turns_left[who] = self.max_turns
@@ -201,12 +206,18 @@ class Engine:
             heard = np.full(self.num, self.tables.unknown_row)
             heard[who] = answer
             self.scores += np.take(self.source.log_likelihood, heard, axis=0, out=self._work, mode="clip")
+            if self.ledger is not None:
+                self.ledger.write(who, self.max_turns - self.turns_left[who], question, answer)
             self._disclose(who, question, answer)
             cost[who] = self._cost[question]
             silent = answer == self.tables.unknown_row
             if silent.any():
                 answered = ask.copy()
                 answered[who[silent]] = False
+        invalid = live & ~valid
+        repeated = invalid & (index < self.Q)
+        again = np.flatnonzero(repeated)
+        repeated[again] = self.buffer[again, self.asked_at + index[again]] == 1
         self.turns_left -= live
         closed = valid & (index >= self.Q)
         ended = (closed | (self.turns_left <= 0)) & live
@@ -222,10 +233,13 @@ class Engine:
         self._refresh()
         referred = closed & (index == self.refer_action)
         transition = Transition(
+            turn=live,
             question=np.where(ask, index, NONE),
             asked=ask,
             answered=answered,
-            invalid=live & ~valid,
+            invalid=invalid,
+            malformed=live & ~inside,
+            repeated=repeated,
             diagnosis=np.where(closed & ~referred, index - self.Q, NONE),
             referred=referred,
             ended=ended,
@@ -236,6 +250,7 @@ class Engine:
             belief_before=belief,
             belief_after=self.belief,
             differential=self.differential,
+            ledger=self.ledger,
         )
         reward, components = self.rewards.score(transition)
         if self.differential is not None:  # it was for this turn; it stays only where it was the last word
@@ -248,13 +263,20 @@ class Engine:
         valid = 0 <= action < self.A and buffer[self.mask_at + action] == 1
         ask = valid and action < self.Q
         row, before, entropy = NONE, self.belief, self.entropy
-        flags = [] if valid else ["invalid"]
+        flags = ["turn"] if valid else ["turn", "invalid"]
+        if not valid:
+            if not 0 <= action < self.A:
+                flags.append("malformed")
+            elif action < self.Q and buffer[self.asked_at + action] == 1:
+                flags.append("repeated")
         if ask:
             flags.append("asked")
             row = source.row(int(self.handle[0]), int(self.truth[0]), int(self.cell[0]), action)
             scores = self.scores[0]
             scores += source.log_likelihood[row]
             self._disclose_one(action, row)
+            if self.ledger is not None:
+                self.ledger.write(self._everyone, self.max_turns - self.turns_left, np.array([action]), np.array([row]))
             self.shift[0] = self.normaliser[0]
             belief, h, self.normaliser[0] = posterior_one(scores, self.shift[0])
             self.belief, self.entropy = belief[None], np.array([h], np.float32)
@@ -273,10 +295,13 @@ class Engine:
         if referred:
             flags.append("referred")
         transition = Transition(
+            turn=_TRUE,
             question=np.array([action]) if ask else _NEITHER,
             asked=_TRUE if ask else _FALSE,
             answered=_TRUE if "answered" in flags else _FALSE,
             invalid=_FALSE if valid else _TRUE,
+            malformed=_TRUE if "malformed" in flags else _FALSE,
+            repeated=_TRUE if "repeated" in flags else _FALSE,
             diagnosis=np.array([action - self.Q]) if closed and not referred else _NEITHER,
             referred=_TRUE if referred else _FALSE,
             ended=_TRUE if ended else _FALSE,
@@ -287,11 +312,12 @@ class Engine:
             belief_before=before,
             belief_after=self.belief,
             differential=self.differential,
+            ledger=self.ledger,
         )
         reward, components = self.rewards.score_one(transition, flags)
         if not ended:
             self.differential = None
-        return StepOne(row, reward, components, not valid, ended)
+        return StepOne(transition, row, reward, components, not valid, ended)
 
     def _disclose_one(self, question: int, row: int) -> None:
         t, buffer, source = self.tables, self.buffer[0], self.source
@@ -338,56 +364,9 @@ class Engine:
         """[N] whether every condition is excluded by an answer of probability 0."""
         return self.normaliser < IMPOSSIBLE
 
-    # Copies
-
-    def snapshot(self) -> dict[str, Any]:
-        """Everything that changes, copied: exact, for debugging and replay. Never search over it: it holds the hidden case."""
-        return {k: _copied(getattr(self, k)) for k in _STATE} | {"tables": self.tables.name}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go back to a snapshot of an engine with the same tables and size."""
-        if state.get("tables") != self.tables.name or state["buffer"].shape != self.buffer.shape:
-            raise MedenvError(
-                f"this snapshot is of {state.get('tables')!r}, {len(state.get('buffer', ()))} consultation(s), "
-                f"not of {self.tables.name!r}, {self.num}: restore it where it was taken"
-            )
-        for k in _STATE:
-            setattr(self, k, _copied(state[k]))
-
-    def imagine(self, index: int, num: int, seed: int, source: CaseSource) -> Engine:
-        """`num` consultations at the same turn as consultation `index`, whose hidden cases are redrawn from the belief.
-
-        Disclosed slots stay as they are (an asked question cannot be asked again). `source` must draw from the base.
-        MedenvError when no condition fits what was observed.
-        """
-        if self.no_condition_fits()[index]:
-            raise MedenvError("imagine: no condition fits the answers so far, there is no belief to draw from")
-        if self.done[index]:
-            raise EpisodeError("imagine: the consultation has ended")
-        out = Engine(source, self.rewards, num, self.max_turns)
-        out.seed([seed_for(seed, i, "imagine") for i in range(num)])
-        total = np.cumsum(self.belief[index].astype(np.float64))
-        u = (draw_array(out.stream, 0) >> np.uint64(11)).astype(np.float64) / 2.0**53
-        out.truth = np.minimum(np.searchsorted(total / total[-1], u, side="right"), self.D - 1).astype(np.int32)
-        out.handle = draw_array(out.stream, 1)
-        for name in ("buffer", "scores", "belief", "entropy", "shift", "normaliser", "cell", "complaint", "demographics", "turns_left"):
-            getattr(out, name)[...] = getattr(self, name)[index]
-        out.episode[:] = 2
-        out.done[:] = False
-        out.started = True
-        return out
-
 
 _TRUE, _FALSE = np.ones(1, bool), np.zeros(1, bool)
 _NOTHING, _NEITHER = np.zeros(1, np.float32), np.array([NONE])
-_STATE = (
-    *("buffer", "scores", "belief", "entropy", "shift", "normaliser", "cell", "truth", "complaint", "demographics"),
-    *("turns_left", "handle", "done", "started", "stream", "episode", "differential"),
-)
-
-
-def _copied(value: Any) -> Any:
-    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def _scored(components: dict[str, NDArray[np.float64]], live: NDArray[np.bool_]) -> NDArray[np.bool_]:

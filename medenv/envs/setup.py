@@ -17,6 +17,7 @@ from medenv.cases.case import Case
 from medenv.cases.named import case_source
 from medenv.cases.sampled import SampledCases
 from medenv.cases.source import ALL, CaseSource
+from medenv.envs.copies import imagined
 from medenv.envs.engine import Engine
 from medenv.errors import CaseError, KnowledgeError, MedenvError
 from medenv.knowledge.base import KnowledgeBase
@@ -54,7 +55,7 @@ class Setup:
         self.base = knowledge_base(knowledge)
         self.tables: Compiled = compiled(self.base, noise, difficulty, setting)
         self.source = case_source(cases, self.tables, split)
-        self.rewards = parse_mix(reward)
+        self.rewards = parse_mix(reward).bound(self.tables)
         if not isinstance(observe_belief, bool):
             raise MedenvError(f"observe_belief is {observe_belief!r}: give true or false")
         self.patient: Patient = ScriptedPatient(self.base, persona) if isinstance(persona, str) else persona
@@ -69,8 +70,8 @@ class Setup:
         return Engine(self.source, self.rewards, num, self.max_turns)
 
     def imagined(self, engine: Engine, index: int, num: int, seed: int) -> Engine:
-        """See `Engine.imagine`; the patients are always drawn from the base."""
-        return engine.imagine(index, num, seed, SampledCases(self.tables, ALL))
+        """See `copies.imagined`; the patients are always drawn from the base."""
+        return imagined(engine, index, num, seed, SampledCases(self.tables, ALL))
 
     def observation_space(self) -> spaces.Dict:
         """The space of one observation."""

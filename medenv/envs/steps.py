@@ -28,6 +28,7 @@ class Step(NamedTuple):
 class StepOne(NamedTuple):
     """`Step` for a batch of one."""
 
+    transition: Transition
     row: int
     reward: float
     components: dict[str, float]  # NaN: not scored

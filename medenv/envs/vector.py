@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from medenv.envs.copies import restore, snapshot
 from medenv.envs.engine import Engine
 from medenv.envs.setup import Names, Setup, check_options
 from medenv.envs.steps import NONE, Step
@@ -32,7 +33,8 @@ class ConsultVectorEnv(Names, gym.vector.VectorEnv[dict[str, Any], NDArray, NDAr
 
     Info holds arrays [N]: `components` (a dict of arrays, weighted; `_name` marks those that were due and may be shown), `scored`,
     `invalid`, `no_condition_fits`; and, with a mask `_key` beside each, for consultations that ended `truth` (condition index),
-    `belief` [N, D], `differential` [N, D] (NaN: none), `case` (uint64 handles; `case_ids()` turns them into tokens).
+    `belief` [N, D], `differential` [N, D] (NaN: none), `case` (uint64 handles; `case_ids()` turns them into tokens), and with
+    `shapley_credit` in the mix `credits` [N, max_turns].
     """
 
     metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}
@@ -151,7 +153,10 @@ class ConsultVectorEnv(Names, gym.vector.VectorEnv[dict[str, Any], NDArray, NDAr
                 info["case"] = np.where(ended, e.handle, np.uint64(0))
             if step.transition.differential is not None:
                 info["differential"] = np.where(ended[:, None], step.transition.differential, np.nan)
-            info |= {f"_{k}": ended for k in ("truth", "belief", "case", "differential") if k in info}
+            credits = self.setup.rewards.credits(step.transition)
+            if credits is not None:
+                info["credits"] = credits
+            info |= {f"_{k}": ended for k in ("truth", "belief", "case", "differential", "credits") if k in info}
         return info
 
     def replies(self) -> list[str]:
@@ -176,14 +181,14 @@ class ConsultVectorEnv(Names, gym.vector.VectorEnv[dict[str, Any], NDArray, NDAr
     def snapshot(self) -> dict[str, Any]:
         """The exact state, hidden cases included: for debugging and replay, never for search."""
         own = {"needs_reset": self._needs_reset.copy(), "question": self._question.copy(), "row": self._row.copy()}
-        return self.engine.snapshot() | own
+        return snapshot(self.engine) | own
 
     def restore(self, state: dict[str, Any]) -> dict[str, Any]:
         """Go back to a snapshot; returns the observations."""
         state = dict(state)
         self._needs_reset = state.pop("needs_reset").copy()
         self._question, self._row = state.pop("question").copy(), state.pop("row").copy()
-        self.engine.restore(state)
+        restore(self.engine, state)
         self._seeded = True  # the streams are part of the state
         return self._observation()
 

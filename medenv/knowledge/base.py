@@ -22,6 +22,7 @@ FINDING_TYPES = ("binary", "categorical", "multi_choice", "scale", "numeric")
 QUESTION_KINDS = ("ask", "examine", "order")
 SEXES = ("female", "male")
 NO, YES = "no", "yes"
+TEST_COSTS = ("money", "delay", "invasiveness")  # of a Finding; where they are 0, files and fingerprint leave them out
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ class Finding:
     `activated_by`. `complaint` is the salience as an opening statement (0: never one). `reliability` in [0, 1] is how far
     the answer resists reporting noise: it is misreported with probability noise * (1 - reliability).
     `sex` and `ages` (inclusive years) limit who can have it and be asked.
+
+    `cost` (>= 0) is the whole price of the question in the base's units, an ordinary question 1. What a test costs is also given apart:
+    `money` in US dollars (>= 0), `delay` in hours until the answer is there (>= 0), `invasiveness` in [0, 1] (0 none, .1 a blood draw,
+    .6 a lumbar puncture, 1 like surgery).
     """
 
     id: str
@@ -72,6 +77,9 @@ class Finding:
     red_flag: bool = False
     cost: float = 1.0
     reliability: float = 0.0
+    money: float = 0.0
+    delay: float = 0.0
+    invasiveness: float = 0.0
     sex: str = ""
     ages: tuple[int, int] = (0, 200)
     question: str = ""
@@ -128,8 +136,12 @@ class KnowledgeBase:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits over the whole content; it stands in every record and checkpoint."""
+        """Twelve hexadecimal digits over the whole content but the notes; it stands in every record and checkpoint.
+
+        `money`, `delay` and `invasiveness` enter only where they are not 0, so a base without them has the digits of earlier versions.
+        """
         body = {k: v for k, v in asdict(self).items() if k != "notes"}
+        body["findings"] = [{k: v for k, v in f.items() if v or k not in TEST_COSTS} for f in body["findings"]]
         return hashlib.sha256(json.dumps(_plain(body), sort_keys=True).encode()).hexdigest()[:12]
 
     @cached_property
@@ -243,8 +255,12 @@ def _check_finding(base: KnowledgeBase, finding: Finding) -> None:
         for p in background:
             _probability(p, f"{where}: background")
     _probability(finding.reliability, f"{where}: reliability")
-    if not (math.isfinite(finding.cost) and finding.cost >= 0) or not (math.isfinite(finding.complaint) and finding.complaint >= 0):
-        raise KnowledgeError(f"{where}: cost {finding.cost!r} and complaint {finding.complaint!r} must be >= 0")
+    for name in ("cost", "complaint", "money", "delay"):
+        number = getattr(finding, name)
+        if not (math.isfinite(number) and number >= 0):
+            raise KnowledgeError(f"{where}: {name} {number!r} must be >= 0")
+    if not 0 <= finding.invasiveness <= 1:
+        raise KnowledgeError(f"{where}: invasiveness {finding.invasiveness!r} must be from 0 (none) to 1 (like surgery)")
     if finding.complaint and (finding.type != "binary" or finding.parent):
         raise KnowledgeError(f"{where}: only a binary finding without parent can be an opening statement")
     if finding.sex and finding.sex not in SEXES:

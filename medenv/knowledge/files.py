@@ -3,8 +3,8 @@
     base.toml        name, version, age_bands, oldest, notes, [settings] with shares, [population] with [female row, male row]
     conditions.csv   id, name, icd10, prior_<setting> ..., age_<first>-<last> ..., female, male, severity, triage, must_not_miss, source
     findings.csv     id, name, type, values (a;b;c, blank if binary), kind, group, parent, activated_by (a;b), axis, background
-                     (P(yes) if binary, else one number per value), complaint, red_flag, cost, reliability, sex, ages (10-55),
-                     question, yes, no, answers (value=text;value=text, where the type is not binary), source
+                     (P(yes) if binary, else one per value), complaint, red_flag, cost, reliability, money (US dollars), delay (hours),
+                     invasiveness (0 to 1), sex, ages (10-55), question, yes, no, answers (value=text;value=text, if not binary), source
     links.csv        condition, finding, value, probability, fixed, grade, source: one line per value
     backgrounds.csv  finding, sex, ages, background: where a demographic cell differs; blank = every sex or age          (optional)
     complaints.csv   condition, finding, probability: P(it opens the consultation | condition)                          (optional)
@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from medenv.errors import KnowledgeError, UnknownName
-from medenv.knowledge.base import FINDING_TYPES, NO, SEXES, YES, Condition, Finding, KnowledgeBase, Link
+from medenv.knowledge.base import FINDING_TYPES, NO, SEXES, TEST_COSTS, YES, Condition, Finding, KnowledgeBase, Link
 from medenv.knowledge.files_write import ANYONE, COLUMNS, OPTIONAL_COLUMNS, OPTIONAL_FILES, File, band_labels, condition_columns
 
 T = TypeVar("T")
@@ -312,24 +312,24 @@ def _read_findings(files: _Files, head: dict[str, Any]) -> dict[str, Finding]:
         if row["type"] not in FINDING_TYPES:
             raise row.fail("unknown type", repr(row["type"]), f"use one of {', '.join(FINDING_TYPES)}")
         rows[row["id"]] = row
-    cells = _read_backgrounds(files, head, rows)
+    backgrounds = _read_backgrounds(files, head, rows)
     out: dict[str, Finding] = {}
     for name, row in rows.items():
         row.known("source", "source", files.sources, File.SOURCES)
         if row["parent"]:
             row.known("parent", "finding", rows, File.FINDINGS)
+        cells: dict[str, Any] = {column: row[column] for column in ("id", "name", "type", "kind", "axis", "sex", "question", "source")}
+        cells |= {column: row.number(column, 0.0) for column in ("complaint", "reliability", *TEST_COSTS)}
         out[name] = Finding(
-            **{column: row[column] for column in ("id", "name", "type", "kind", "axis", "sex", "question", "source")},
+            **cells,
             values=row.values(),
             group=row["group"] or "symptom",
             background=row.background(row),
-            background_by_cell=cells.get(name, {}),
+            background_by_cell=backgrounds.get(name, {}),
             parent=row["parent"] or None,
             activated_by=row.split("activated_by"),
-            complaint=row.number("complaint", 0.0),
             red_flag=row.flag("red_flag"),
             cost=row.number("cost", 1.0),
-            reliability=row.number("reliability", 0.0),
             ages=row.ages() or ANYONE,
             answers=row.answers(),
         )

@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from medenv.errors import KnowledgeError
-from medenv.knowledge.base import NO, YES, Condition, Finding, KnowledgeBase, Link
+from medenv.knowledge.base import NO, TEST_COSTS, YES, Condition, Finding, KnowledgeBase, Link
 
 
 class File(StrEnum):
@@ -33,7 +33,7 @@ class File(StrEnum):
 COLUMNS: dict[str, tuple[str, ...]] = {
     File.FINDINGS: (
         *("id", "name", "type", "values", "kind", "group", "parent", "activated_by", "axis", "background", "complaint", "red_flag"),
-        *("cost", "reliability", "sex", "ages", "question", "yes", "no", "answers", "source"),
+        *("cost", "reliability", *TEST_COSTS, "sex", "ages", "question", "yes", "no", "answers", "source"),
     ),
     File.LINKS: ("condition", "finding", "value", "probability", "fixed", "grade", "source"),
     File.BACKGROUNDS: ("finding", "sex", "ages", "background"),
@@ -53,7 +53,7 @@ def save_base(base: KnowledgeBase, directory: str | Path, sources: Mapping[str, 
     """Write `base` so that `load_base` gives an equal fingerprint. Creates the directory and overwrites the files of the format.
 
     `sources` maps source ids to citations; a source without one gets its id. Raises KnowledgeError where the format
-    cannot hold an entry, such as a value with a semicolon in it.
+    cannot hold an entry, such as a value with a semicolon in it. A column of money, delay or invasiveness that is 0 throughout is left out.
     """
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,8 @@ def save_base(base: KnowledgeBase, directory: str | Path, sources: Mapping[str, 
     _write(folder / File.BASE, _toml(base))
     columns = condition_columns(base.settings, base.age_bands, base.oldest)
     _write_table(folder / File.CONDITIONS, columns, (_condition_row(c, base.settings) for c in base.conditions))
-    _write_table(folder / File.FINDINGS, COLUMNS[File.FINDINGS], map(_finding_row, base.findings))
+    columns = [c for c in COLUMNS[File.FINDINGS] if c not in TEST_COSTS or any(getattr(f, c) for f in base.findings)]
+    _write_table(folder / File.FINDINGS, columns, (_finding_row(f, columns) for f in base.findings))
     _write_table(folder / File.LINKS, COLUMNS[File.LINKS], (row for link in base.links for row in _link_rows(link)))
     cells = ([f.id, sex, labels[band], _background_text(f, p)] for f in base.findings for (sex, band), p in f.background_by_cell.items())
     _write_table(folder / File.BACKGROUNDS, COLUMNS[File.BACKGROUNDS], cells)
@@ -122,7 +123,7 @@ def _flag(value: bool) -> str:
     return YES if value else ""
 
 
-def _finding_row(f: Finding) -> list[str]:
+def _finding_row(f: Finding, columns: Iterable[str]) -> list[str]:
     binary = f.type == "binary"
     for value in f.answers:
         if value not in f.values:
@@ -137,12 +138,13 @@ def _finding_row(f: Finding) -> list[str]:
         "red_flag": _flag(f.red_flag),
         "cost": _text(f.cost),
         "reliability": _text(f.reliability),
+        **{name: _text(getattr(f, name)) if getattr(f, name) else "" for name in TEST_COSTS},
         "ages": "" if f.ages == ANYONE else f"{f.ages[0]}-{f.ages[1]}",
         "yes": f.answers.get(YES, "") if binary else "",
         "no": f.answers.get(NO, "") if binary else "",
         "answers": "" if binary else _joined(f, [f"{_joined(f, [v], '=')}={text}" for v, text in f.answers.items()]),
     }
-    return [cells[column] for column in COLUMNS[File.FINDINGS]]
+    return [cells[column] for column in columns]
 
 
 def _joined(f: Finding, parts: Iterable[str], forbidden: str = ";") -> str:

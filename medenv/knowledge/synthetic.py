@@ -14,7 +14,8 @@ def synthetic(conditions: int = 12, findings: int = 30, seed: int = 0) -> Knowle
     """A base of `conditions` (>= 2) and `findings` (>= 8), the same for the same arguments.
 
     One finding in ten is a child, one in ten categorical with four values, one in twenty multi-choice, one is a risk
-    factor that depends on age and sex, one is limited to a sex. Costs, reliability, priors, age curves vary.
+    factor that depends on age and sex, one is limited to a sex. Costs, reliability, priors, age curves vary;
+    money, delay and invasiveness are 0.
     """
     if conditions < 2 or findings < 8:
         raise KnowledgeError(f"synthetic({conditions}, {findings}): needs at least 2 conditions and 8 findings")

@@ -1,13 +1,14 @@
 """Diagnostic accuracy: was the diagnosis right?
 
-accuracy = 1[diagnosis = truth]; a referral pays the constant `referral`; a consultation that ends undiagnosed pays 0.
-The constant lies below what an honest doctor earns, so that referring everybody is never worth it.
+accuracy = 1[diagnosis = truth] - wrong * 1[another diagnosis]; a referral pays the constant `referral`; a consultation that ends
+undiagnosed pays 0. The constant lies below what an honest doctor earns, so that referring everybody is never worth it.
 
-Does not cover: ranked differentials and probability scores.
+Does not cover: ranked differentials and probability scores (`differential`).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,21 +21,29 @@ from medenv.rewards.base import Transition
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Paid at the end, in [0, 1]. `referral` in [0, 1): what handing the patient on pays.
+    """Paid at the end, in [-wrong, 1]. `referral` in [0, 1): what handing the patient on pays. `wrong` >= 0: what a wrong diagnosis costs.
 
-    Fixtures: right diagnosis 1, wrong 0, undiagnosed 0, referral 0.1.
+    Fixtures: right diagnosis 1, wrong 0 (-1 with wrong=1), undiagnosed 0, referral 0.1.
     """
 
     name: ClassVar[str] = "accuracy"
     when: ClassVar[str] = "ended"
-    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     needs_truth: ClassVar[bool] = True
     referral: float = 0.1
+    wrong: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.referral, int | float) or not 0.0 <= self.referral < 1.0:
             raise RewardError(f"referral of accuracy is {self.referral!r}: give a number in [0, 1)")
+        if not isinstance(self.wrong, int | float) or not 0.0 <= self.wrong < math.inf:
+            raise RewardError(f"wrong of accuracy is {self.wrong!r}: give a number of at least 0, it is subtracted")
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """A wrong diagnosis, a right one."""
+        return 0.0 - self.wrong, 1.0
 
     def __call__(self, t: Transition) -> NDArray[np.float64]:
         """float64 [N]."""
-        return np.where(t.referred, self.referral, (t.diagnosis == t.truth).astype(np.float64))
+        paid = np.where(t.referred, self.referral, (t.diagnosis == t.truth).astype(np.float64))
+        return paid - self.wrong * ((t.diagnosis >= 0) & (t.diagnosis != t.truth)) if self.wrong else paid

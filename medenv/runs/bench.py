@@ -3,9 +3,12 @@
 - `vector`: steps/s of `gym.make_vec` with 1,024 consultations, NEXT_STEP autoreset, observations copied. Actions are drawn beforehand,
   uniformly over all of them, invalid ones included, so consultations end and begin all the time. Beside it Gymnasium's own
   SyncVectorEnv of 128 CartPoles, in the same process; `ratio` is against that.
+- `rewards`: steps/s of the same batch on the built-in base with rewards that look at the whole consultation, credits handed out; for
+  the actions of `vector`, under which a consultation ends after three questions on average, and for others that ask eight.
 - `scalar`: steps/s of `gym.make`, and of CartPole.
 - `gain`: beliefs/s for the exact information gain of all questions, 1,024 beliefs at once from consultations at mixed turns.
-- `shapley`: milliseconds for the exact Shapley values of one game of n players and 49 conditions, float32; and each in a batch of 256.
+- `shapley`: milliseconds for the exact Shapley values of one game of n players and 49 conditions, float32, and each in a batch of 256;
+  beside them shapiq's exact computer on the very same game, where shapiq is installed.
 - `import`: seconds that `import medenv` takes, and which heavy packages it loads (none).
 - `ppo`: environment steps/s of PPO with its updates, belief observed, in runs of 30 s, on one thread and on all cores. Left out, unless
   named, without torch.
@@ -88,27 +91,48 @@ def vector() -> list[Row]:
 
     import medenv  # noqa: F401  (registers the environments)
 
-    def steps(env: Any, num: int, turns: int = 200) -> list[float]:
-        import numpy as np
-
-        actions = np.random.Generator(np.random.PCG64(0)).integers(env.single_action_space.n, size=(turns, num))
-        env.reset(seed=0)
-
-        def run() -> int:
-            for action in actions:
-                env.step(action)
-            return turns * num
-
-        return _rates(run)
-
     cartpole = gym.make_vec("CartPole-v1", CARTPOLES, vectorization_mode="sync")
-    reference = _row("vector", f"CartPole-v1 SyncVectorEnv n={CARTPOLES}", "steps/s", steps(cartpole, CARTPOLES))
+    reference = _row("vector", f"CartPole-v1 SyncVectorEnv n={CARTPOLES}", "steps/s", _steps(cartpole, CARTPOLES))
     rows = [reference]
     for base in BASES:
         env = gym.make_vec("MedConsult-v0", NUM, knowledge=base)
-        row = _row("vector", f"MedConsult-v0 {base} n={NUM}", "steps/s", steps(env, NUM))
+        row = _row("vector", f"MedConsult-v0 {base} n={NUM}", "steps/s", _steps(env, NUM))
         rows.append(row | {"ratio": row["median"] / reference["median"]})
     return rows
+
+
+def rewards() -> list[Row]:
+    """See the module."""
+    import gymnasium as gym
+
+    import medenv  # noqa: F401  (registers the environments)
+
+    rows: list[Row] = []
+    for name in ("information_gain", "shapley_credit", "shapley"):
+        env = gym.make_vec("MedConsult-v0", NUM, reward=f"accuracy + 0.1*{name} - 0.01*question_cost - 0.1*invalid_action")
+        for questions, case in ((None, "random actions"), (8, "8 questions each")):
+            rows.append(_row("rewards", f"{name}, {case}", "steps/s", _steps(env, NUM, questions)))
+    return rows
+
+
+def _steps(env: Any, num: int, questions: int | None = None, turns: int = 200) -> list[float]:
+    """Steps/s with actions drawn beforehand: uniformly over all, or random questions, `questions` on average before a diagnosis."""
+    import numpy as np
+
+    rng = np.random.Generator(np.random.PCG64(0))
+    actions = rng.integers(env.single_action_space.n, size=(turns, num))
+    if questions is not None:
+        Q, D = env.num_questions, env.num_conditions
+        closing = rng.random((turns, num)) < 1 / (questions + 1)
+        actions = np.where(closing, rng.integers(Q, Q + D, size=(turns, num)), rng.integers(Q, size=(turns, num)))
+    env.reset(seed=0)
+
+    def run() -> int:
+        for action in actions:
+            env.step(action)
+        return turns * num
+
+    return _rates(run)
 
 
 def scalar() -> list[Row]:
@@ -170,6 +194,7 @@ def gain() -> list[Row]:
 
 def shapley() -> list[Row]:
     """See the module."""
+    memory = _row("shapley", "24 players, peak memory", "MB", [_megabytes(int(_run(_PEAK)))])  # first: a child inherits its parent's peak
     import numpy as np
 
     from medenv.rewards.shapley import shapley_values
@@ -182,10 +207,45 @@ def shapley() -> list[Row]:
             shapley_values(prior, players, 0, dtype=np.float32)
             return len(prior)
 
-        run()
-        case = f"{n} players" + (f", each of {batch}" if batch > 1 else "")
-        rows.append(_row("shapley", case, "ms", [1000.0 / rate for rate in _rates(run)]))
-    return rows
+        row = _row("shapley", f"{n} players" + (f", each of {batch}" if batch > 1 else ""), "ms", [1000.0 / rate for rate in _rates(run)])
+        exact = shapley_values(prior, players, 0)
+        error = np.abs(shapley_values(prior, players, 0, dtype=np.float32) - exact).max(1) / np.abs(exact.sum(1))
+        rows.append(row | {"note": f"float32, error <= {error.max():.0e} of the gain"})
+        if batch == 1 and n <= 14:
+            rows += _shapiq(prior[0], players[0], rows[-1])
+    return [*rows, memory]
+
+
+_PEAK = (
+    "import resource, numpy as np\n"
+    "from medenv.rewards.shapley import shapley_values\n"
+    "shapley_values(np.zeros(49), np.log(np.random.default_rng(0).uniform(0.05, 1.0, (24, 49))), 0, dtype=np.float32)\n"
+    "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+)
+
+
+def _shapiq(prior: Any, players: Any, ours: Row) -> list[Row]:
+    """The same game in shapiq's exact computer, all coalitions in one call; none, and a note on our row, where shapiq is missing."""
+    if find_spec("shapiq") is None:
+        ours["note"] += "; shapiq is not installed"
+        return []
+    from importlib.metadata import version
+
+    import numpy as np
+    from shapiq import ExactComputer
+
+    def game(inside: Any) -> Any:
+        scores = inside @ players
+        scores += prior
+        scores -= scores[:, :1].copy()
+        return -np.log(np.exp(scores, out=scores).sum(1))  # log p(condition 0)
+
+    def run() -> int:
+        ExactComputer(game, n_players=len(players))(index="SV", order=1)
+        return 1
+
+    row = _row("shapley", f"{len(players)} players, shapiq {version('shapiq')}", "ms", [1000.0 / rate for rate in _rates(run)])
+    return [row | {"note": f"{row['median'] / ours['median']:,.0f} x medenv's time"}]
 
 
 def importing() -> list[Row]:
@@ -243,6 +303,7 @@ def demo_memory() -> list[Row]:
 
 BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "vector": vector,
+    "rewards": rewards,
     "scalar": scalar,
     "gain": gain,
     "shapley": shapley,

@@ -11,7 +11,7 @@ The summary (null: does not apply; `<key>_ci`: [low, high], 95 % bootstrap over 
 - `accuracy`: share diagnosed right (a referral and an undiagnosed end are not right). `referral_rate`, `undiagnosed_rate`: shares.
 - `mean_questions`: valid questions asked · `mean_cost`: their cost in the base's units · `mean_return`: sum of rewards ·
   `invalid_actions`: masked or unknown actions. All per consultation. `unscored`: consultations left out of `mean_return` because a reward
-  component could not be scored.
+  component could not be scored; `unscored_components`: in how many each of these was not, {} where all were.
 - `top3`, `top5`, `brier` (0-2, 0 best), `ece` (15 bins), `log_score` (nats, 0 best): of the last differential that the doctor gave. Null
   unless it gave one in every consultation; the environment's own belief never takes its place.
 - `loaded`: where the cases were read from a file, how many there are and how often each thing had to be put right (null otherwise).
@@ -26,6 +26,7 @@ import hashlib
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from medenv.agents.oracle import oracle_beliefs
 from medenv.cases.loaded import LoadedCases
 from medenv.cases.source import CaseSource
 from medenv.envs.setup import Setup
-from medenv.errors import MedenvError, RunError
+from medenv.errors import MedenvError, RewardError, RunError
 from medenv.hashing import draw_array, seed_for
 from medenv.runs import statistics
 from medenv.runs.consultations import asking, consultations, make_setup, ranked, started
@@ -100,6 +101,10 @@ def evaluate(
     setup, arguments = make_setup(env_id, {"split": "test"} | dict(env_arguments or {}))
     oracle = agent == ORACLE
     doctor = None if oracle else make_doctor(agent, setup.tables, seed_for(seed, "doctor")) if isinstance(agent, str) else agent
+    name = agent if isinstance(agent, str) else agent.name
+    if setup.rewards.needs_differential and not getattr(doctor, "gives_differential", True):
+        names = ", ".join(setup.rewards.needs_differential)
+        raise RewardError(f"{names} scores a differential, and doctor {name!r} gives none: leave it out, or choose another doctor")
     report = setup.source.report if isinstance(setup.source, LoadedCases) else None
     if report is not None and tell is not None:
         for line in report.lines():
@@ -112,7 +117,7 @@ def evaluate(
         "arguments": arguments,
         "base": setup.base.fingerprint,
         "seed": seed,
-        "agent": agent if isinstance(agent, str) else agent.name,
+        "agent": name,
         "doctor": ORACLE if doctor is None else _fingerprint(agent, doctor),
     }
     head["configuration"] = configuration_hash(head)
@@ -170,6 +175,7 @@ def score_row(record: Record) -> dict[str, Any]:
     if end is None:
         return row
     row |= {k: end[k] for k in _ENDS}
+    row["unscored"] = sorted({name for turn in record["turns"] for name, paid in turn["components"].items() if paid is None})
     given = end["differential"]
     if given is None:
         return row | dict.fromkeys(_GRADES)
@@ -199,8 +205,9 @@ def summarise(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, Any
     low, high = statistics.bootstrap_means(values, draw) if fine else (np.zeros(0), np.zeros(0))
     intervals: dict[str, Any] = {key: [float(low[k]), float(high[k])] for k, key in enumerate(fine)}
     returns = [r["return"] for r in scored if r["return"] is not None]
-    out["unscored"] = len(scored) - len(returns) if returns else 0
-    if out["unscored"]:
+    out["unscored"] = sum(bool(r["unscored"]) for r in scored)
+    out["unscored_components"] = dict(sorted(Counter(name for r in scored for name in r["unscored"]).items()))
+    if out["unscored"] and returns:
         means["mean_return"] = math.fsum(returns) / len(returns)
         intervals["mean_return"] = list(statistics.bootstrap_mean(returns, draw))
     if "brier" in fine:

@@ -3,6 +3,8 @@
     python -m medenv.runs.experiments greedy                  the reference doctor's two settings, chosen on validation cases
     python -m medenv.runs.experiments ddxplus DIR             greedy and oracle on real DDXPlus test patients; floor, threshold, curve
     python -m medenv.runs.experiments ppo SETTINGS.toml       PPO over seeds beside random and greedy on shared test cases
+    python -m medenv.runs.experiments attacks                 attackers against an honest doctor under every reward mix
+    python -m medenv.runs.experiments hacking                 PPO on rewards without accuracy: does accuracy follow the return?
 
 Each cell is a run or an evaluation in a directory of its own under `runs/`, so an interrupted experiment goes on where it stopped.
 
@@ -149,6 +151,64 @@ def ppo(settings: Path, output: Path | None, runs: Path, jobs: int, data: str) -
     _write(
         (output or settings.parent) / settings.stem, rows, notes, f"python -m medenv.runs.experiments ppo {settings} --jobs {jobs}", "torch"
     )
+
+
+@main.command()
+@click.argument("settings", type=click.Path(path_type=Path, exists=True), default="experiments/attacks/settings.toml")
+@click.option("--output", default=None, type=click.Path(path_type=Path), help="default: beside SETTINGS")
+@click.option("--runs", default="runs/attacks", type=click.Path(path_type=Path), help="where the result of each mix is kept")
+def attacks(settings: Path, output: Path | None, runs: Path) -> None:
+    """Every attacker against the honest doctor under every mix of SETTINGS."""
+    from medenv.runs.attacks import attack_mixes, doctor_rows, mix_row
+
+    plan = tomllib.loads(settings.read_text(encoding="utf-8"))
+    found = attack_mixes(plan, runs, click.echo)
+    stem = (output or settings.parent) / "attacks"
+    notes = [
+        f"{plan['episodes']} sampled {plan['split']} cases, the same for every doctor; {plan['max_turns']} turns; the honest doctor is "
+        f"{plan['honest']}. An attack pays if its mean return reaches the lower end of the honest doctor's 95 % interval. best: the attack "
+        "with the highest mean return. Settings: `settings.toml`; every attack: `attacks_each.md`."
+    ]
+    command = f"python -m medenv.runs.experiments attacks {settings}"
+    _write(stem, [mix_row(title, plan["mixes"][title], result) for title, result in found.items()], notes, command)
+    each = [row for title, result in found.items() for row in doctor_rows(title, result)]
+    notes = ["What stands behind `attacks.md`, the honest doctor first. credit_ and gain_of_duplicates: nats per duplicate question."]
+    _write(stem.with_name("attacks_each"), each, notes, command)
+
+
+@main.command()
+@click.argument("settings", type=click.Path(path_type=Path, exists=True), default="experiments/attacks/hacking.toml")
+@click.option("--output", default=None, type=click.Path(path_type=Path), help="default: beside SETTINGS")
+@click.option("--runs", default="runs", type=click.Path(path_type=Path), help="where the runs are kept")
+@click.option("--jobs", default=1, help="runs side by side")
+def hacking(settings: Path, output: Path | None, runs: Path, jobs: int) -> None:
+    """PPO on reward mixes without accuracy: return against accuracy at every checkpoint."""
+    from medenv.runs.hacking import plot, read_curves, verdict
+
+    plan = tomllib.loads(settings.read_text(encoding="utf-8"))
+    curves, rows, points = {}, [], []
+    for name, mix in plan["mixes"].items():
+        folders = [runs / settings.stem / name.replace(" ", "_").replace(",", "") / f"seed{seed}" for seed in plan["seeds"]]
+        _train(name, plan | {"env": plan["env"] | {"reward": mix}}, folders, jobs)
+        curves[name] = read_curves(folders)
+        rows.append({"mix": name, "reward": mix} | verdict(curves[name]))
+        points += [
+            {"mix": name, "seed": seed} | dict(zip(run, values, strict=True))
+            for seed, run in zip(plan["seeds"], curves[name], strict=True)
+            for values in zip(*run.values(), strict=True)
+        ]
+        click.echo(f"{rows[-1]}")
+    stem = (output or settings.parent) / settings.stem
+    notes = [
+        f"{plan['title']} {plan['train']['steps']:,} steps a run, {plan['train']['evaluate_episodes']} cases at each checkpoint, "
+        "greedy decoding. Means over seeds, least and greatest in brackets. best_guess: the likeliest condition of the exact belief at the "
+        "end. return_rose and best_guess_fell: from the checkpoint with the highest best guess to the last; parted: in every seed the "
+        "return rose while the best guess fell by more than 2 points."
+    ]
+    command = f"python -m medenv.runs.experiments hacking {settings} --jobs {jobs}"
+    _write(stem, rows, notes, command, "torch")
+    _write(stem.with_name(f"{stem.name}_checkpoints"), points, [f"The checkpoints behind {stem.name}.md."], command, "torch")
+    plot(curves, stem.with_suffix(".png"))
 
 
 def _train(name: str, plan: Mapping[str, Any], folders: Sequence[Path], jobs: int) -> None:

@@ -56,6 +56,7 @@ def describe(source: str, name: str) -> dict[str, Any]:
         f = base.finding(name)
         about = {"kind": f.kind, "id": f.id, "name": f.name, "type": f.type, "values": list(f.values), "question": f.question}
         about |= {"background": list(f.background), "parent": f.parent, "cost": f.cost, "reliability": f.reliability}
+        about |= {"money": f.money, "delay": f.delay, "invasiveness": f.invasiveness}
         links = {link.condition: _link(link) for link in base.links if link.finding == name}
         about |= {"red_flag": f.red_flag, "source": f.source, "conditions": links}
         return about | {"sources": _citations(source, base, [f.source, *(link["source"] for link in links.values())])}

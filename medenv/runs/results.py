@@ -1,7 +1,7 @@
-"""The README's results table, made from the committed tables under `experiments/` so that no number in it is written by hand.
+"""The README's tables, made from the committed tables under `experiments/` so that no number in them is written by hand.
 
-    python -m medenv.runs.results            prints it
-    python -m medenv.runs.results --write    puts it between the two marks in README.md
+    python -m medenv.runs.results            prints them
+    python -m medenv.runs.results --write    puts each between its two marks in README.md
 
 Does not cover: running the experiments (`medenv.runs.experiments`).
 """
@@ -22,6 +22,7 @@ HEAD = (
     "| patients | doctor | top-1 | questions | greedy's top-1 at as many questions | return | gap closed |",
     "|" + " --- |" * 7,
 )
+ATTACKS_BEGIN, ATTACKS_END = "<!-- attacks: made by `python -m medenv.runs.results --write` -->", "<!-- end of attacks -->"
 BUILTIN, REAL = "built-in base", "DDXPlus, real test patients"
 Row = Mapping[str, str]
 
@@ -48,18 +49,34 @@ def results_table(experiments: Path = ROOT / "experiments") -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Print the table, or write it into the README."""
-    table = results_table()
+def attacks_table(experiments: Path = ROOT / "experiments") -> str:
+    """Markdown: what the honest doctor and the best attack earn under each reward mix, and which attacks pay."""
+    lines = ["| mix | honest return | best attack | its return | attacks that pay |", "|" + " --- |" * 5]
+    for row in _read(experiments / "attacks/attacks.csv"):
+        honest, best = (_return(row[key], row[f"{key}_ci"]) for key in ("honest", "best"))
+        pays = row["pays"] if row["pays"] in ("none", "not judged") else f"**{row['pays']}**"
+        lines.append(f"| {row['mix']} | {honest} | {row['best_attack']} | {best} | {pays} |")
+    return "\n".join(lines)
+
+
+def tables(experiments: Path = ROOT / "experiments") -> list[tuple[str, str, str]]:
+    """The mark before each table, the table, the mark behind it."""
+    return [(BEGIN, results_table(experiments), END), (ATTACKS_BEGIN, attacks_table(experiments), ATTACKS_END)]
+
+
+def main(arguments: Sequence[str], readme: Path = ROOT / "README.md", experiments: Path = ROOT / "experiments") -> None:
+    """Print the tables, or write them into the README."""
+    made = tables(experiments)
     if "--write" not in arguments:
-        print(table)
+        print("\n\n".join(table for _, table, _ in made))
         return
-    readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise RunError(f"{readme} lacks the marks {BEGIN!r} and {END!r}: put them where the table belongs")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    readme.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+    for begin, table, end in made:
+        if begin not in text or end not in text:
+            raise RunError(f"{readme} lacks the marks {begin!r} and {end!r}: put them where the table belongs")
+        before, after = text.split(begin)[0], text.split(end)[1]
+        text = f"{before}{begin}\n{table}\n{end}{after}"
+    readme.write_text(text, encoding="utf-8")
 
 
 def _read(file: Path) -> list[Row]:
@@ -94,6 +111,13 @@ def _seeds(patients: str, label: str, file: Path, test: str) -> list[str]:
     spent = max(float(r["seconds"]) for r in rows)
     time = f"{spent / 60:.0f} min" if spent > 240 else f"{spent / 60:.1f} min"
     return [f"| {patients} | {label}, {time} on one core, {len(rows)} seed{'s' if len(rows) > 1 else ''} | {' | '.join(cells)} |"]
+
+
+def _return(value: str, interval: str) -> str:
+    if not value:
+        return "not scored"
+    low, high = (float(x) for x in interval.split(" to "))
+    return f"{float(value):.3f} [{low:.3f} to {high:.3f}]"
 
 
 def _percent(value: str, interval: str) -> str:

@@ -56,6 +56,11 @@ GLOSSARY: dict[str, tuple[str, str, str]] = {  # key: (formula or meaning, healt
     "imitation_steps": ("environment steps spent cloning, not in steps", "-", "-"),
     "validation_return": ("mean on the fixed validation cases, greedy decoding", "rises", "below return: sampling does better"),
     "validation_accuracy": ("share of right diagnoses on them", "rises", "-"),
+    "validation_best_guess": (
+        "share on which the likeliest condition of the exact belief at the end is right",
+        "at or above validation_accuracy",
+        "falls while return rises: the reward is hacked",
+    ),
     "validation_questions": ("mean number of questions on them", "settles", "max_turns - 1: the gate never opens"),
 }
 

@@ -19,10 +19,20 @@ from medenv.hashing import seed_for
 from medenv.knowledge.compiled import Compiled, compiled
 from medenv.knowledge.named import knowledge_base
 from medenv.rewards.base import Reward, Transition
+from medenv.rewards.ledger import Ledger
 from medenv.rewards.mix import RewardMix, parse_mix
 from medenv.testing.shared import difference, scripted_actions
 
-FLAGS = ("asked", "answered", "invalid", "referred", "ended")  # of a transition: what a reward may wait for
+FLAGS = (
+    "turn",
+    "asked",
+    "answered",
+    "invalid",
+    "malformed",
+    "repeated",
+    "referred",
+    "ended",
+)  # of a transition: what a reward may wait for
 
 
 def check_reward(reward: str | Mapping[str, Any] | RewardMix | Reward, tables: Compiled | None = None, steps: int = 60) -> None:
@@ -38,14 +48,16 @@ def check_reward(reward: str | Mapping[str, Any] | RewardMix | Reward, tables: C
     for name, _, part in mix.terms:
         if part.when not in FLAGS:
             raise AssertionError(f"{name}: expected `when` to be one of {', '.join(FLAGS)}, saw {part.when!r}")
-    for t in recorded_transitions(compiled(knowledge_base("synthetic:6x24"), 0.05) if tables is None else tables, steps):
+    tables = compiled(knowledge_base("synthetic:6x24"), 0.05) if tables is None else tables
+    mix = mix.bound(tables)
+    for t in recorded_transitions(tables, steps):
         for name, _, part in mix.terms:
             _check_one_reward(name, part, t)
         total, components = mix.score(t)
         added = sum((np.where(np.isnan(v), 0.0, v) for v in components.values()), np.zeros(t.ended.size))
         if not (np.abs(total - added) < 1e-9).all():
             raise AssertionError(f"expected the components to sum to the reward, saw {total} against {added}")
-        one = _part(t, slice(0, 1))
+        one = t.part(slice(0, 1))
         alone = mix.score_one(one, [flag for flag in FLAGS if getattr(one, flag)[0]])[0]
         if alone != total[0]:
             raise AssertionError(f"expected the same reward for a consultation alone, saw {alone} against {total[0]}")
@@ -53,7 +65,9 @@ def check_reward(reward: str | Mapping[str, Any] | RewardMix | Reward, tables: C
 
 def recorded_transitions(tables: Compiled, steps: int = 60, num: int = 24) -> list[Transition]:
     """Copies of the transitions of `num` random doctors over `steps` steps, resets among them."""
-    engine = Engine(SampledCases(tables, ALL), parse_mix("accuracy"), num, 7)
+    source = SampledCases(tables, ALL)
+    engine = Engine(source, parse_mix("accuracy"), num, 7)
+    engine.ledger = Ledger(source, num, 7)
     engine.seed([seed_for("recorded", i) for i in range(num)])
     engine.begin()
     out: list[Transition] = []
@@ -89,16 +103,10 @@ def _check_one_reward(name: str, reward: Reward, t: Transition) -> None:
     if wrong.size:
         raise AssertionError(f"{name}: expected values in [{low:g}, {high:g}], saw {value[wrong[0]]}")
     for cut in (1, n // 3, n - 1):
-        parts = np.concatenate([reward(_part(t, slice(None, cut))), reward(_part(t, slice(cut, None)))])
+        parts = np.concatenate([reward(t.part(slice(None, cut))), reward(t.part(slice(cut, None)))])
         where = difference(value, parts)
         if where:
             raise AssertionError(
                 f"{name}: expected the same numbers for a batch in two parts, saw others ({where}): "
                 "a consultation's reward depends on it alone"
             )
-
-
-def _part(t: Transition, rows: slice) -> Transition:
-    n = t.ended.size
-    values = {f.name: getattr(t, f.name) for f in dataclasses.fields(t)}
-    return Transition(**{k: v[rows] if isinstance(v, np.ndarray) and v.shape[:1] == (n,) else v for k, v in values.items()})

@@ -1,4 +1,5 @@
-"""The registered environment ids: `MedConsult-v0` and frozen presets of its arguments, so that results compare.
+"""The registered environment ids: `MedConsult-v0` and frozen presets of its arguments, so that results compare, and
+`MedConsultText-v0`, the same in words.
 
 Does not cover: the environments themselves; entry points are strings, imported when one is made.
 """
@@ -17,8 +18,11 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+TEXT_IDS = ("MedConsultText-v0",)
+
+
 def environment_ids() -> list[str]:
-    """Every id that medenv registers."""
+    """The ids of the environments in numbers; `TEXT_IDS` are those in words."""
     return list(_PRESETS)
 
 
@@ -31,4 +35,11 @@ def register_environments() -> None:
                 entry_point="medenv.envs.consult:ConsultEnv",
                 vector_entry_point="medenv.envs.vector:ConsultVectorEnv",
                 kwargs=arguments,
+            )
+    for name in TEXT_IDS:
+        if name not in gym.registry:
+            gym.register(
+                name,
+                entry_point="medenv.envs.text:ConsultTextEnv",
+                vector_entry_point="medenv.envs.text_vector:ConsultTextVectorEnv",
             )

@@ -488,12 +488,13 @@ def test_readme_table__shows_the_attacks_that_pay(tmp_path: Path) -> None:
     assert table[2] == "| one | 0.912 [0.814 to 1.007] | repeat | 0.950 [0.900 to 0.990] | **repeat, invalid** |"
     assert table[3].endswith("| none |") and table[4] == "| three | not scored | repeat | 0.100 [0.000 to 0.200] | not judged |"
     readme = tmp_path / "README.md"
-    marks = [results.BEGIN, results.END, results.ATTACKS_BEGIN, results.ATTACKS_END]
+    marks = [mark for name in results.TABLES for mark in results.marks(name)]
     readme.write_text("top\n" + "\n".join(marks) + "\nend\n")
     for _ in range(2):
         results.main(["--write"], readme, tmp_path / "experiments")
     text = readme.read_text()
-    assert text.startswith(f"top\n{results.BEGIN}\n| patients") and text.endswith(f"{table[-1]}\n{results.ATTACKS_END}\nend\n")
+    assert text.startswith(f"top\n{marks[0]}\n| patients") and text.endswith(f"{marks[-1]}\nend\n")
+    assert f"{table[-1]}\n{results.marks('attacks')[1]}" in text
     assert text.count("| one |") == 1
     readme.write_text("top\n" + "\n".join(marks[:2]) + "\n")
     with pytest.raises(RunError, match="attacks"):

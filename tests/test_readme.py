@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from medenv.cli import cli
-from medenv.runs.results import ATTACKS_BEGIN, ATTACKS_END, BEGIN, END, attacks_table, results_table
+from medenv.runs.results import TABLES, marks
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
@@ -35,20 +35,16 @@ def test_command__is_spelled_as_the_command_line_knows_it(command: str) -> None:
     assert {w for w in words if w.startswith("--")} <= known
 
 
-def test_results_table__is_made_from_the_committed_experiments() -> None:
-    written = README.split(BEGIN)[1].split(END)[0].strip()
-    assert written == results_table()
+@pytest.mark.parametrize("name", TABLES)
+def test_table__is_made_from_the_committed_experiments(name: str) -> None:
+    begin, end = marks(name)
+    assert begin in README, "put the two marks of medenv.runs.results into the README and run it with --write"
+    written = README.split(begin)[1].split(end)[0].strip()
+    assert written == TABLES[name]()
     assert written.count("\n") > 6
-
-
-def test_attacks_table__is_made_from_the_committed_experiment() -> None:
-    assert ATTACKS_BEGIN in README, "put the two marks of medenv.runs.results into the README and run it with --write"
-    written = README.split(ATTACKS_BEGIN)[1].split(ATTACKS_END)[0].strip()
-    assert written == attacks_table()
-    assert written.count("\n") > 10
 
 
 def test_first_screen__says_what_how_and_that_it_is_no_medical_advice() -> None:
     head = "\n".join(README.splitlines()[:22])
-    for words in ("make demo", "make test", "not medical advice", ".png", BEGIN):
+    for words in ("make demo", "make test", "not medical advice", ".png", marks("results")[0]):
         assert words in head

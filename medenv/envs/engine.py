@@ -51,7 +51,7 @@ class Engine:
         self._composite[list(source.more_slots)] = True
         self._slot_width = np.diff(t.slot_start)
         self._cost = t.cost
-        self._everyone = np.arange(num)
+        self._everyone, self._nobody = np.arange(num), np.zeros(num, bool)
         self._work, self._spare_belief = np.empty((num, self.D), np.float32), np.empty((num, self.D), np.float32)
         self.buffer = np.zeros((num, self.spare + 1), np.int8)
         self.scores = np.zeros((num, self.D), np.float32)
@@ -192,7 +192,8 @@ class Engine:
         live = ~self.done
         valid = self.buffer.reshape(-1)[self._everyone * self.buffer.shape[1] + self.mask_at + index] == 1
         valid &= live
-        ask = valid & (index < self.Q)
+        asking = index < self.Q
+        ask = valid & asking
         row = np.full(self.num, NONE, np.int64)
         belief, entropy = self.belief, self.entropy
         cost = np.zeros(self.num, np.float32)
@@ -214,12 +215,12 @@ class Engine:
             if silent.any():
                 answered = ask.copy()
                 answered[who[silent]] = False
-        invalid = live & ~valid
-        repeated = invalid & (index < self.Q)
+        invalid = live > valid
+        repeated = invalid & asking
         again = np.flatnonzero(repeated)
         repeated[again] = self.buffer[again, self.asked_at + index[again]] == 1
         self.turns_left -= live
-        closed = valid & (index >= self.Q)
+        closed = valid > ask
         ended = (closed | (self.turns_left <= 0)) & live
         last = np.flatnonzero(self.turns_left == 1)
         if last.size:
@@ -238,7 +239,7 @@ class Engine:
             asked=ask,
             answered=answered,
             invalid=invalid,
-            malformed=live & ~inside,
+            malformed=self._nobody if index is action else live > inside,
             repeated=repeated,
             diagnosis=np.where(closed & ~referred, index - self.Q, NONE),
             referred=referred,

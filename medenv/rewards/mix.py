@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, dataclass, fields, is_dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,7 @@ class RewardMix:
         """Component names in the order written."""
         return tuple(name for name, _, _ in self.terms)
 
-    @property
+    @cached_property
     def hidden(self) -> frozenset[str]:
         """Components that depend on the truth: shown at the last step only."""
         return frozenset(name for name, _, reward in self.terms if reward.needs_truth)
@@ -114,8 +115,11 @@ class RewardMix:
 
     def credits(self, t: Transition) -> NDArray[np.float64] | None:
         """Credits [N, T] of the answers of consultations that end, by turn, unweighted; None where no reward gives any."""
-        giver = next((reward for _, _, reward in self.terms if hasattr(reward, "credits")), None)
-        return None if giver is None else giver.credits(t)
+        return None if self._giver is None else self._giver.credits(t)
+
+    @cached_property
+    def _giver(self) -> Any:
+        return next((reward for _, _, reward in self.terms if hasattr(reward, "credits")), None)
 
     def score(self, t: Transition) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
         """Total [N] and weighted components {name: [N]}. NaN in a component: not scored; it adds 0 to the total."""

@@ -81,6 +81,7 @@ def plot(curves: Mapping[str, Sequence[Mapping[str, Sequence[float]]]], file: Pa
             other.plot(million, run["best_guess"], color="tab:blue", linewidth=1.2)
         axes.set_title(name, fontsize=10)
         axes.set_ylabel("return", color="0.35", fontsize=8)
+        other.set_ylabel("accuracy", fontsize=8)
         other.set_ylim(0, 1)
         axes.tick_params(labelsize=7)
         other.tick_params(labelsize=7)

@@ -17,12 +17,10 @@ import medenv
 from medenv.errors import RunError
 
 ROOT = Path(medenv.__file__).parents[1]
-BEGIN, END = "<!-- results: made by `python -m medenv.runs.results --write` -->", "<!-- end of results -->"
 HEAD = (
     "| patients | doctor | top-1 | questions | greedy's top-1 at as many questions | return | gap closed |",
     "|" + " --- |" * 7,
 )
-ATTACKS_BEGIN, ATTACKS_END = "<!-- attacks: made by `python -m medenv.runs.results --write` -->", "<!-- end of attacks -->"
 BUILTIN, REAL = "built-in base", "DDXPlus, real test patients"
 Row = Mapping[str, str]
 
@@ -59,19 +57,35 @@ def attacks_table(experiments: Path = ROOT / "experiments") -> str:
     return "\n".join(lines)
 
 
-def tables(experiments: Path = ROOT / "experiments") -> list[tuple[str, str, str]]:
-    """The mark before each table, the table, the mark behind it."""
-    return [(BEGIN, results_table(experiments), END), (ATTACKS_BEGIN, attacks_table(experiments), ATTACKS_END)]
+def hacking_table(experiments: Path = ROOT / "experiments") -> str:
+    """Markdown: what PPO made of each mix without accuracy, means over seeds."""
+    head = ("mix", "return, first to last", "questions", "right diagnoses", "best guess right, last", "best guess right, highest", "parted")
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    for row in _read(experiments / "attacks/hacking.csv"):
+        first = f"{float(row['return_start']):.3f}"
+        keys = ("questions_end", "accuracy_end", "best_guess_end", "best_guess_highest")
+        parted = "**yes**" if row["parted"] == "True" else "no"
+        lines.append(f"| {row['mix']} | {first} to {row['return_end']} | {' | '.join(row[k] for k in keys)} | {parted} |")
+    return "\n".join(lines)
+
+
+TABLES = {"results": results_table, "attacks": attacks_table, "hacking": hacking_table}
+
+
+def marks(name: str) -> tuple[str, str]:
+    """What stands before and behind a table in the README."""
+    return f"<!-- {name}: made by `python -m medenv.runs.results --write` -->", f"<!-- end of {name} -->"
 
 
 def main(arguments: Sequence[str], readme: Path = ROOT / "README.md", experiments: Path = ROOT / "experiments") -> None:
     """Print the tables, or write them into the README."""
-    made = tables(experiments)
+    made = {name: table(experiments) for name, table in TABLES.items()}
     if "--write" not in arguments:
-        print("\n\n".join(table for _, table, _ in made))
+        print("\n\n".join(made.values()))
         return
     text = readme.read_text(encoding="utf-8")
-    for begin, table, end in made:
+    for name, table in made.items():
+        begin, end = marks(name)
         if begin not in text or end not in text:
             raise RunError(f"{readme} lacks the marks {begin!r} and {end!r}: put them where the table belongs")
         before, after = text.split(begin)[0], text.split(end)[1]

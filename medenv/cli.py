@@ -284,7 +284,7 @@ def knowledge_search(text: str, source: str, as_json: bool) -> None:
 @output_option
 @json_option
 def bench(names: tuple[str, ...], output: Path | None, as_json: bool) -> None:
-    """Measure speed: vector, scalar, gain, import, memory, demo_memory (default: all). --output FILE.md keeps the table."""
+    """Measure speed: vector, rewards, scalar, text, gain, shapley, import, … (default: all). --output FILE.md keeps the table."""
     from medenv.runs.bench import bench as bench_
     from medenv.runs.bench import markdown
     from medenv.runs.records import write_atomically

@@ -6,12 +6,16 @@
 - `rewards`: steps/s of the same batch on the built-in base with rewards that look at the whole consultation, credits handed out; for
   the actions of `vector`, under which a consultation ends after three questions on average, and for others that ask eight.
 - `scalar`: steps/s of `gym.make`, and of CartPole.
+- `text`: steps/s of `MedConsultText-v0`, one consultation and batches; random questions in the environment's own wordings (which it
+  remembers having read), eight on average before a diagnosis.
 - `gain`: beliefs/s for the exact information gain of all questions, 1,024 beliefs at once from consultations at mixed turns.
 - `shapley`: milliseconds for the exact Shapley values of one game of n players and 49 conditions, float32, and each in a batch of 256;
   beside them shapiq's exact computer on the very same game, where shapiq is installed.
 - `import`: seconds that `import medenv` takes, and which heavy packages it loads (none).
 - `ppo`: environment steps/s of PPO with its updates, belief observed, in runs of 30 s, on one thread and on all cores. Left out, unless
   named, without torch.
+- `generation`: tokens/s that a language model writes in consultations, in lock step with one cache, and every turn apart; see
+  `medenv.runs.bench_generation`. Left out, unless named, without transformers.
 - `memory`: peak resident memory in MB of a process with 1,024 consultations.
 - `demo_memory`: the same of `medenv demo`, training for 20 s and 200 test cases, or of the largest process that it starts, once. Left
   out, unless named, where what it needs (torch, matplotlib, Pillow) is not installed.
@@ -42,7 +46,7 @@ BASES = ("builtin", "synthetic:200x500")
 NUM, CARTPOLES, REPEATS = 1024, 128, 5
 SECONDS = 1.0  # at least, for one repeat
 DEMO = ("--seconds", "20", "--episodes", "200")
-NEEDS = {"ppo": ("torch",), "demo_memory": ("torch", "matplotlib", "PIL")}
+NEEDS = {"ppo": ("torch",), "generation": ("torch", "transformers"), "demo_memory": ("torch", "matplotlib", "PIL")}
 PPO_SECONDS = 30.0
 HEAVY = ("torch", "ray", "transformers", "trl", "scipy", "matplotlib", "pandas", "rich", "click")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -161,6 +165,35 @@ def scalar() -> list[Row]:
     return rows
 
 
+def text() -> list[Row]:
+    """See the module."""
+    import gymnasium as gym
+    import numpy as np
+
+    import medenv  # noqa: F401  (registers the environments)
+
+    rng = np.random.Generator(np.random.PCG64(0))
+    one: Any = gym.make("MedConsultText-v0").unwrapped
+    rows: list[Row] = []
+    for num in (1, 64, 512):
+        Q, D = one.num_questions, one.num_conditions
+        actions = np.where(rng.random((100, num)) < 1 / 9, rng.integers(Q, Q + D, (100, num)), rng.integers(Q, size=(100, num)))
+        messages = [[one.write(int(a), turn) for a in row] for turn, row in enumerate(actions)]
+        env: Any = one if num == 1 else gym.make_vec("MedConsultText-v0", num)
+        env.reset(seed=0)
+
+        def run(env: Any = env, messages: Any = messages, num: int = num) -> int:
+            for said in messages:
+                if num > 1:
+                    env.step(said)
+                elif env.step(said[0])[2]:
+                    env.reset()
+            return num * len(messages)
+
+        rows.append(_row("text", f"MedConsultText-v0 builtin n={num}", "steps/s", _rates(run)))
+    return rows
+
+
 def gain() -> list[Row]:
     """See the module."""
     import numpy as np
@@ -194,58 +227,9 @@ def gain() -> list[Row]:
 
 def shapley() -> list[Row]:
     """See the module."""
-    memory = _row("shapley", "24 players, peak memory", "MB", [_megabytes(int(_run(_PEAK)))])  # first: a child inherits its parent's peak
-    import numpy as np
+    from medenv.runs.bench_shapley import shapley as rows
 
-    from medenv.rewards.shapley import shapley_values
-
-    rng, rows = np.random.default_rng(0), []
-    for n, batch in ((12, 1), (12, 256), (14, 1), (16, 1), (20, 1), (24, 1)):
-        prior, players = np.log(rng.dirichlet(np.ones(49), batch)), np.log(rng.uniform(0.05, 1.0, (batch, n, 49)))
-
-        def run(prior: Any = prior, players: Any = players) -> int:
-            shapley_values(prior, players, 0, dtype=np.float32)
-            return len(prior)
-
-        row = _row("shapley", f"{n} players" + (f", each of {batch}" if batch > 1 else ""), "ms", [1000.0 / rate for rate in _rates(run)])
-        exact = shapley_values(prior, players, 0)
-        error = np.abs(shapley_values(prior, players, 0, dtype=np.float32) - exact).max(1) / np.abs(exact.sum(1))
-        rows.append(row | {"note": f"float32, error <= {error.max():.0e} of the gain"})
-        if batch == 1 and n <= 14:
-            rows += _shapiq(prior[0], players[0], rows[-1])
-    return [*rows, memory]
-
-
-_PEAK = (
-    "import resource, numpy as np\n"
-    "from medenv.rewards.shapley import shapley_values\n"
-    "shapley_values(np.zeros(49), np.log(np.random.default_rng(0).uniform(0.05, 1.0, (24, 49))), 0, dtype=np.float32)\n"
-    "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-)
-
-
-def _shapiq(prior: Any, players: Any, ours: Row) -> list[Row]:
-    """The same game in shapiq's exact computer, all coalitions in one call; none, and a note on our row, where shapiq is missing."""
-    if find_spec("shapiq") is None:
-        ours["note"] += "; shapiq is not installed"
-        return []
-    from importlib.metadata import version
-
-    import numpy as np
-    from shapiq import ExactComputer
-
-    def game(inside: Any) -> Any:
-        scores = inside @ players
-        scores += prior
-        scores -= scores[:, :1].copy()
-        return -np.log(np.exp(scores, out=scores).sum(1))  # log p(condition 0)
-
-    def run() -> int:
-        ExactComputer(game, n_players=len(players))(index="SV", order=1)
-        return 1
-
-    row = _row("shapley", f"{len(players)} players, shapiq {version('shapiq')}", "ms", [1000.0 / rate for rate in _rates(run)])
-    return [row | {"note": f"{row['median'] / ours['median']:,.0f} x medenv's time"}]
+    return rows()
 
 
 def importing() -> list[Row]:
@@ -274,6 +258,13 @@ def ppo() -> list[Row]:
             rates = [r["steps_per_second"] for r in read_metrics(Path(folder) / "run" / "metrics.jsonl") if "steps_per_second" in r]
         rows.append(_row("ppo", f"builtin, {threads} thread{'s' if threads > 1 else ''}", "steps/s", rates[1:]))
     return rows
+
+
+def generation() -> list[Row]:
+    """See the module."""
+    from medenv.runs.bench_generation import generation as rows
+
+    return rows()
 
 
 def memory() -> list[Row]:
@@ -305,10 +296,12 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "vector": vector,
     "rewards": rewards,
     "scalar": scalar,
+    "text": text,
     "gain": gain,
     "shapley": shapley,
     "import": importing,
     "ppo": ppo,
+    "generation": generation,
     "memory": memory,
     "demo_memory": demo_memory,
 }

@@ -66,14 +66,15 @@ def list_(as_json: bool) -> None:
     """Environments, agents, rewards, and how knowledge bases and cases are named."""
     from medenv.agents.doctor import agent_names
     from medenv.cases.named import KINDS as case_kinds
-    from medenv.envs.registration import environment_ids
+    from medenv.envs.registration import TEXT_IDS, environment_ids
     from medenv.knowledge.named import KINDS as base_kinds
-    from medenv.rewards.mix import known_rewards
+    from medenv.rewards.mix import known_presets, known_rewards
 
     found = {
-        "environments": environment_ids(),
+        "environments": [*environment_ids(), *TEXT_IDS],
         "agents": agent_names(),
         "rewards": known_rewards(),
+        "presets": known_presets(),
         "knowledge": list(base_kinds),
         "cases": list(case_kinds),
     }

@@ -13,11 +13,13 @@ import pytest
 from numpy.typing import NDArray
 
 import medenv  # noqa: F401
+from medenv.cases.case import Case
 from medenv.envs.consult import ConsultEnv
 from medenv.envs.engine import Engine
 from medenv.envs.setup import Setup
 from medenv.envs.vector import ConsultVectorEnv
 from medenv.errors import MedenvError, RewardError
+from medenv.knowledge.base import KnowledgeBase
 from medenv.rewards import contextual
 from medenv.rewards.contextual import ProMed, Shapley
 from medenv.rewards.ledger import NONE, Ledger
@@ -294,6 +296,21 @@ def test_imagined_consultations__go_on_from_what_was_disclosed() -> None:
     assert (ledger.row == own.row[0]).all() and (ledger.truth == dreams.engine.truth).all() and np.unique(ledger.truth).size > 1
     _, reward, *_, info = dreams.step(np.full(50, env.num_questions))
     assert np.isfinite(reward).all() and (info["credits"] != 0).any(1).all()
+
+
+def test_imagined_from_a_patient_with_several_values__can_be_scored(tiny: KnowledgeBase) -> None:
+    """A loaded patient's set of values is a row of its own, which the patients that are imagined do not have."""
+    told = {"fever": ("yes",), "cough": ("yes",), "cough_type": ("wet",), "spots": ("face", "back"), "smoker": ("no",)}
+    env = ConsultEnv(knowledge=tiny, cases=[Case(30.0, "male", "primary", "rare", told, "fever", "train")], noise=0.0, reward=LEDGER)
+    env.reset(seed=0)
+    env.step(tiny.finding_index["spots"])
+    ledger = env.engine.ledger
+    assert ledger is not None and ledger.row[0, 0] > env.tables.unknown_row
+    dreams = env.imagine(30, 0)
+    _, reward, *_ = dreams.step(np.full(30, tiny.finding_index["cough"]))
+    assert np.isfinite(reward).all()
+    _, reward, *_, info = dreams.step(np.full(30, env.num_questions + 2))
+    assert np.isfinite(reward).all() and (info["credits"][:, 0] != 0).all()
 
 
 def test_rewards_of_a_base__say_so_without_one() -> None:

@@ -371,10 +371,6 @@ _NOTHING, _NEITHER = np.zeros(1, np.float32), np.array([NONE])
 
 
 def _scored(components: dict[str, NDArray[np.float64]], live: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """[N] whether every due component was scored; a row that had ended already is not."""
-    out = live
-    for value in components.values():
-        missing = np.isnan(value)
-        if missing.any():
-            out = out & ~missing
-    return out
+    """[N] whether every due component was scored, `live` itself where all were; a row that had ended already is not."""
+    missing = np.isnan(sum(components.values()))
+    return live & ~missing if missing.any() else live

@@ -141,7 +141,8 @@ class ConsultVectorEnv(Names, gym.vector.VectorEnv[dict[str, Any], NDArray, NDAr
         hidden = self.setup.rewards.hidden
         for name, value in step.components.items():
             components[name] = np.where(ended, value, 0.0) if name in hidden else value
-            components[f"_{name}"] = (ended if name in hidden else due) & ~np.isnan(value)
+            shown = ended if name in hidden else due
+            components[f"_{name}"] = shown.copy() if step.scored is step.transition.turn else shown & ~np.isnan(value)
         info: dict[str, Any] = {"components": components, "scored": step.scored, "invalid": step.transition.invalid}
         info["no_condition_fits"] = e.no_condition_fits()
         if not live.all():

@@ -143,7 +143,7 @@ def _open(ledger: Ledger, who: NDArray, rows: NDArray[np.int64]) -> NDArray[np.b
     possible = tables.allowed[ledger.cell[who]] == 1
     open_ = possible & np.array([f.parent is None for f in tables.base.findings])
     for generation in ledger.shared("generations", _generations):
-        kids = ledger.source.children[rows[:, generation]]  # [m, parents, K]
+        kids = ledger.children[rows[:, generation]]  # [m, parents, K]
         i, j, k = np.nonzero((kids >= 0) & open_[:, generation, None])
         open_[i, kids[i, j, k]] = possible[i, kids[i, j, k]]
     told = np.flatnonzero(ledger.opening[who] >= 0)

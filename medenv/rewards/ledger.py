@@ -31,7 +31,7 @@ class Ledger:
 
     def __init__(self, source: CaseSource, num: int, turns: int) -> None:
         self.source = source
-        self.likelihood = source.log_likelihood  # [rows, D]
+        self.likelihood, self.children = source.log_likelihood, source.children  # [rows, D]; [rows, K] questions that a row unlocks
         self.question, self.row = np.full((num, turns), NONE, np.int32), np.full((num, turns), NONE, np.int32)
         self.log_prior = np.zeros((num, source.tables.num_conditions), np.float32)
         self.cell, self.truth = np.zeros(num, np.int32), np.zeros(num, np.int32)
@@ -123,14 +123,14 @@ class Ledger:
         """A copy of some consultations."""
         index = np.arange(len(self.handle))[rows]
         out = Ledger(self.source, len(index), self.question.shape[1])
-        out.likelihood, out._shared = self.likelihood, self._shared
+        out.likelihood, out.children, out._shared = self.likelihood, self.children, self._shared
         for name in ARRAYS:
             getattr(out, name)[...] = getattr(self, name)[index]
         out._opened += 1
         return out
 
     def imagined(self, index: int, source: CaseSource, handle: NDArray[np.uint64], truth: NDArray[np.integer]) -> Ledger:
-        """Consultation `index` once for each of other hidden cases; what was disclosed stays, if the rows of `source` can say it."""
+        """Consultation `index` once for each of other hidden cases; what was disclosed stays as it is."""
         out = self.part(np.full(len(handle), index))
         out.source, out.handle, out.truth = source, handle.copy(), truth.astype(np.int32)
         return out

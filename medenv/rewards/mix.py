@@ -134,8 +134,11 @@ class RewardMix:
             value = np.where(when, reward(t), 0.0)
             value *= weight
             components[name] = value
-            missing = np.isnan(value)
-            total += np.where(missing, 0.0, value) if missing.any() else value
+            total += value
+        if np.isnan(total).any():
+            total = np.zeros(n)
+            for value in components.values():
+                total += np.where(np.isnan(value), 0.0, value)
         return total, components
 
     def score_one(self, t: Transition, flags: Collection[str]) -> tuple[float, dict[str, float]]:

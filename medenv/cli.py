@@ -9,7 +9,7 @@ Does not cover: what the commands do (`medenv.runs`, `medenv.testing`); how they
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,10 @@ from medenv.errors import unknown
 from medenv.notice import NOTICE
 
 SMOKE = {"num_envs": 64, "rollout": 8, "steps": 1536, "minibatch": 256, "evaluate_every": 1, "evaluate_episodes": 128}
+_SMALL = {"env": {"knowledge": "scope:12", "max_turns": 6}, "evaluate_episodes": 32, "threads": 1}
+_EVERY = {"evaluate_every": 10, "checkpoint_every": 10}
+SMOKE_SFT = {**_SMALL, **_EVERY, "steps": 30, "demonstrations": 512, "hidden": 64, "layers": 2, "vocabulary": 512, "max_new_tokens": 24}
+SMOKE_GRPO = {**_SMALL, "steps": 4, "batch": 32, "evaluate_every": 2, "checkpoint_every": 2, "max_new_tokens": 24}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -177,21 +181,30 @@ def play(env_id: str, arguments: dict[str, Any], seed: int | None, as_json: bool
 
 @cli.command()
 @click.argument("env_id", metavar="ID")
-@click.option("--agent", default="greedy", show_default=True, help="random, prevalence, checklist, greedy, oracle or ppo:RUN_DIR.")
+@click.option("--agent", default="greedy", show_default=True, help="As `medenv list` names them: greedy, ppo:RUN_DIR, ….")
 @click.option("--episodes", type=click.IntRange(min=1), default=1000, show_default=True, metavar="N", help="Consultations.")
 @seed_option
 @environment_options
 @click.option("--batch", type=click.IntRange(min=1), default=256, show_default=True, metavar="N", help="Consultations side by side.")
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, metavar="T", help="Of a language model.")
 @output_option
 @json_option
 def evaluate(
-    env_id: str, agent: str, episodes: int, seed: int, arguments: dict[str, Any], batch: int, output: Path | None, as_json: bool
+    env_id: str,
+    agent: str,
+    episodes: int,
+    seed: int,
+    arguments: dict[str, Any],
+    batch: int,
+    temperature: float,
+    output: Path | None,
+    as_json: bool,
 ) -> int:
     """Run an agent on fixed test cases. With --output nothing that is finished is done again."""
     from medenv.runs.evaluate import evaluate as evaluate_
 
     with progress_bar(f"{agent} on {env_id}") as advance:
-        summary = evaluate_(env_id, agent, episodes, seed, output, arguments, batch, advance, note)
+        summary = evaluate_(env_id, agent, episodes, seed, output, arguments, batch, advance, note, temperature)
     emit(summary, as_json, lambda: print_summary(summary))
     if summary["failures"] == summary["episodes"]:
         return fail(f"all {summary['episodes']} consultations failed: nothing could be scored{where_causes_are(output)}", 1)
@@ -203,33 +216,96 @@ def train() -> None:
     """Train a doctor."""
 
 
+def _training(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The argument and the options that every `train` command has."""
+    for option in (
+        json_option,
+        output_option,
+        click.option("--smoke", is_flag=True, help="A run of seconds, to see that everything works."),
+        click.option("--resume", is_flag=True, help="Go on with the run in --output, with its settings; its budget may be given anew."),
+        environment_options,
+        click.argument("settings", nargs=-1, metavar="[CONFIG.toml] [KEY=VALUE]..."),
+    ):
+        command = option(command)
+    return command
+
+
+Asked = tuple[tuple[str, ...], dict[str, Any], bool, bool, Path | None]
+
+
+def _read(kind: type, name: str, asked: Asked, small: Mapping[str, Any]) -> tuple[Any, Path]:
+    """The settings that a `train` command was given, and the run's folder."""
+    from medenv.runs.run_directory import saved_settings
+    from medenv.runs.settings import read_settings
+
+    texts, arguments, resume, smoke, output = asked
+    folder = output or Path("runs") / (f"smoke-{name}" if smoke else name)
+    start = saved_settings(folder) if resume else {}
+    table: dict[str, Any] = dict(small) if smoke and not start else {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        table |= {key: value} if equals else read_toml(Path(text))
+    for key, value in arguments.items():
+        table[f"env.{key}"] = value
+    return read_settings(kind, table, start), folder
+
+
+def _trained(folder: Path, final: Mapping[str, Any], as_json: bool, *more: str) -> None:
+    kept = ("update", "steps", "seconds", "validation_return", "validation_accuracy", "validation_questions", *more)
+    rows: list[list[Any]] = [["run", str(folder)], *([k, final.get(k)] for k in kept)]
+    emit({"run": str(folder)} | dict(final), as_json, lambda: print_table("", ["key", "value"], rows))
+
+
 @train.command("ppo")
-@click.argument("settings", nargs=-1, metavar="[CONFIG.toml] [KEY=VALUE]...")
-@environment_options
-@click.option("--resume", is_flag=True, help="Go on with the run in --output, with its settings; seconds and steps may be given anew.")
-@click.option("--smoke", is_flag=True, help="A run of seconds, to see that everything works.")
-@output_option
-@json_option
+@_training
 def train_ppo(settings: tuple[str, ...], arguments: dict[str, Any], resume: bool, smoke: bool, output: Path | None, as_json: bool) -> None:
     """Proximal policy optimisation. Keys are the fields of medenv.agents.ppo.PPOSettings; env.NAME reaches the environment."""
     from medenv.agents.ppo import PPOSettings
-    from medenv.runs.run_directory import saved_settings
-    from medenv.runs.settings import read_settings
     from medenv.runs.training import train as train_
 
-    folder = output or Path("runs") / ("smoke" if smoke else "ppo")
-    start = saved_settings(folder) if resume else {}
-    table: dict[str, Any] = dict(SMOKE) if smoke and not start else {}
-    for text in settings:
-        key, equals, value = text.partition("=")
-        table |= {key: value} if equals else read_toml(Path(text))
-    for name, value in arguments.items():
-        table[f"env.{name}"] = value
-    chosen = read_settings(PPOSettings, table, start)
+    chosen, folder = _read(PPOSettings, "ppo", (settings, arguments, resume, smoke, output), SMOKE)
     with training_progress(chosen.seconds, chosen.steps) as advance:
         final = train_(chosen, folder, resume=resume, progress=advance)
-    kept = {k: final.get(k) for k in ("update", "steps", "seconds", "validation_return", "validation_accuracy", "validation_questions")}
-    emit({"run": str(folder)} | final, as_json, lambda: print_table("", ["key", "value"], [["run", str(folder)], *map(list, kept.items())]))
+    _trained(folder, final, as_json)
+
+
+@train.command("sft")
+@_training
+def train_sft(settings: tuple[str, ...], arguments: dict[str, Any], resume: bool, smoke: bool, output: Path | None, as_json: bool) -> None:
+    """Supervised fine-tuning of a language-model doctor, from scratch or any Hugging Face model (model=DIR_OR_NAME, lora=RANK).
+
+    Keys are the fields of medenv.agents.sft.SFTSettings; env.NAME reaches MedConsultText-v0.
+    """
+    from medenv.agents.sft import SFTSettings
+    from medenv.runs.finetuning import train as train_
+
+    chosen, folder = _read(SFTSettings, "sft", (settings, arguments, resume, smoke, output), SMOKE_SFT)
+    with training_progress(chosen.seconds, chosen.steps) as advance:
+        final = train_(chosen, folder, resume=resume, progress=advance)
+    _trained(folder, final, as_json, "validation_loss", "validation_repeat_rate")
+
+
+@train.command("grpo")
+@_training
+def train_grpo(settings: tuple[str, ...], arguments: dict[str, Any], resume: bool, smoke: bool, output: Path | None, as_json: bool) -> None:
+    """GRPO of a language-model doctor with credit for each turn, from a doctor that can hold a consultation (model=RUN_DIR).
+
+    Keys are the fields of medenv.agents.grpo.GRPOSettings; env.NAME reaches MedConsultText-v0. With --smoke and no model, a small one is
+    trained first, beside the run.
+    """
+    from medenv.agents.grpo import GRPOSettings
+    from medenv.agents.sft import SFTSettings
+    from medenv.runs.finetuning import train as train_
+
+    chosen, folder = _read(GRPOSettings, "grpo", (settings, arguments, resume, smoke, output), SMOKE_GRPO)
+    if smoke and not chosen.model:
+        start = folder.with_name(f"{folder.name}-start")
+        first, _ = _read(SFTSettings, "sft", ((), arguments, True, True, start), SMOKE_SFT)
+        train_(first, start, resume=True)
+        chosen.model = str(start)
+    with training_progress(chosen.seconds, chosen.steps) as advance:
+        final = train_(chosen, folder, resume=resume, progress=advance)
+    _trained(folder, final, as_json, "validation_repeat_rate", "kl", "skipped_groups", "failed")
 
 
 @cli.command()

@@ -18,7 +18,9 @@ import click
 from medenv.errors import MedenvError, RunError
 from medenv.notice import NOTICE
 
-EXTRAS = {"torch": "torch", "matplotlib": "plots", "PIL": "plots"}  # package: extra that installs it
+EXTRAS = {"torch": "torch", "matplotlib": "plots", "PIL": "plots"} | dict.fromkeys(
+    ("transformers", "trl", "accelerate", "datasets", "peft", "tokenizers"), "trl"
+)  # package: extra that installs it
 
 Command = Callable[..., Any]
 
@@ -226,4 +228,5 @@ def training_progress(seconds: float | None, steps: int | None) -> Iterator[Call
 
 
 def _told(record: Mapping[str, Any], prefix: str = "validation_") -> str:
-    return ", ".join(f"{name} {record[prefix + name]:.3f}" for name in ("return", "accuracy", "questions"))
+    names = [n for n in ("return", "accuracy", "questions") if record.get(prefix + n) is not None]
+    return ", ".join(f"{name} {record[prefix + name]:.3f}" for name in names) or "begins"

@@ -11,11 +11,13 @@ Does not cover: models (`language_model`), writing turns (`generation`).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from medenv.errors import RunError
 
+Reply = Callable[[list[str], list[int]], tuple[Sequence[str], Sequence[bool]]]  # messages and row numbers: texts, and who has ended
 Tokenizer = Any  # transformers' PreTrainedTokenizerBase: imported by nobody here
 
 

@@ -33,12 +33,13 @@ class Doctor(Protocol):
         """Actions int64 [N] for observations with a leading axis [N], and a differential [N, D] or None."""
 
 
+TEXT_KINDS = ("sft", "grpo", "lm")  # of doctors in words by name: `sft:RUN_DIR`, `lm:DIR_OR_NAME` (see `text_doctor`)
 BUILT_IN = ("random", "prevalence", "checklist", "greedy")
 
 
 def agent_names() -> list[str]:
     """How agents are named on the command line."""
-    return [*BUILT_IN, "greedy:CONFIDENCE", "oracle", "ppo:RUN_DIR"]
+    return [*BUILT_IN, "greedy:CONFIDENCE", "oracle", "ppo:RUN_DIR", "sft:RUN_DIR", "grpo:RUN_DIR", "lm:DIR_OR_NAME"]
 
 
 def make_doctor(name: str, tables: Compiled, seed: int = 0) -> Doctor:
@@ -50,6 +51,8 @@ def make_doctor(name: str, tables: Compiled, seed: int = 0) -> Doctor:
         from medenv.agents.policy import load_doctor
 
         return load_doctor(rest, tables)
+    if kind in TEXT_KINDS and rest:
+        raise UnknownName(f"agent {name!r} speaks and does not act on numbers: evaluate it in MedConsultText-v0")
     if kind == "greedy" and rest:
         from medenv.agents.greedy import Greedy
 

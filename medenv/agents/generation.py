@@ -24,12 +24,11 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from medenv.agents.conversation import Conversation
+from medenv.agents.conversation import Chat, Conversation, Reply
 from medenv.agents.language_model import LanguageModel
 from medenv.errors import RunError
 from medenv.hashing import draw_array, seed_for
 
-Reply = Callable[[list[str], list[int]], tuple[Sequence[str], Sequence[bool]]]
 DROP = 8  # finished rows leave the cache when they are one in DROP of it
 
 
@@ -88,6 +87,36 @@ def converse(lm: LanguageModel, openings: Sequence[str], reply: Reply, sampling:
     finally:
         lm.model.train(training)
     return [row.conversation for row in rows]
+
+
+Generate = Callable[[list[list[int]]], tuple[list[list[int]], list[list[float]]]]  # prompts: turns and their tokens' log-probabilities
+
+
+def converse_apart(
+    generate: Generate, chat: Chat, context: int | None, openings: Sequence[str], reply: Reply, sampling: Sampling
+) -> list[Conversation]:
+    """`converse` by a generator that knows nothing of consultations, such as vLLM: one call for each turn of all that are open.
+
+    The generator has its own chance, so the same seeds need not give the same words.
+    """
+    rows = [Conversation() for _ in openings]
+    for row, opening in zip(rows, openings, strict=True):
+        row.hear(chat.opening(opening))
+    who = list(range(len(rows)))
+    while who:
+        turns, logprobs = generate([rows[i].ids for i in who])
+        for i, turn, logprob in zip(who, turns, logprobs, strict=True):
+            rows[i].write(turn, logprob)
+        texts, overs = reply([chat.text(turn) for turn in turns], who)
+        going = []
+        for i, turn, text, over in zip(who, turns, texts, overs, strict=True):
+            rows[i].complete = bool(over)
+            heard = chat.reply(text, ended=turn[-1:] == [chat.end])
+            if not over and (context is None or len(rows[i].ids) + len(heard) + sampling.max_new_tokens <= context):
+                rows[i].hear(heard)
+                going.append(i)
+        who = going
+    return rows
 
 
 class _Memory(DynamicLayer):

@@ -45,7 +45,6 @@ from medenv.envs.setup import Setup
 from medenv.envs.vector import ConsultVectorEnv
 from medenv.errors import RewardError, RunError, unknown
 from medenv.hashing import seed_for
-from medenv.rewards.accuracy import Accuracy
 
 
 @dataclass
@@ -130,8 +129,7 @@ class PPO:
         self.optimiser = torch.optim.Adam(self.policy.parameters(), s.learning_rate, eps=1e-5)
         self.tracker = None if setup.observe_belief else Tracker(self.architecture)
         self.tracker_optimiser = None if self.tracker is None else torch.optim.Adam(self.tracker.parameters(), s.tracker_rate)
-        accuracy = ((weight, reward) for _, weight, reward in setup.rewards.terms if isinstance(reward, Accuracy))
-        self.accuracy_weight = next((weight * (1.0 + reward.wrong) for weight, reward in accuracy), 0.0)  # of right against wrong
+        self.accuracy_weight = setup.rewards.weight_of_right()
         self.observation = self.env.reset(seed=seed_for(s.seed, "ppo train"))[0]
         self.episode_return = np.zeros(s.num_envs)
         self.episode_questions = np.zeros(s.num_envs)

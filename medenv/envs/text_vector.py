@@ -73,6 +73,7 @@ class ConsultTextVectorEnv(Names, gym.vector.VectorEnv[tuple[str, ...], tuple[st
         self._speakers = [Speaker(0, 0.0, "female")] * self.num_envs
         self.transcripts: list[Transcript] = [[] for _ in range(self.num_envs)]
         self._differential: NDArray[np.float32] | None = None
+        self.components: dict[str, NDArray[np.float64]] = {}  # of the last step, weighted, what depends on the truth included: for trainers
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Bool [N, Q + D + 1]: which actions of `MedConsult-v0` are open."""
@@ -134,7 +135,7 @@ class ConsultTextVectorEnv(Names, gym.vector.VectorEnv[tuple[str, ...], tuple[st
         for i, message in said.items():
             spoken[i] = self.dialogue.reply(self.engine, i, message, self._speakers[i])
             self.transcripts[i] += [(DOCTOR, message.text), (PATIENT, spoken[i])]
-        info, ended = turns.info, turns.ended
+        info, ended, self.components = turns.info, turns.ended, turns.components
         self._needs_reset |= ended
         if self._differential is not None:
             self._differential[[i for i in said if not ended[i]]] = np.nan

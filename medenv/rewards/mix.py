@@ -99,6 +99,10 @@ class RewardMix:
         """Names of the rewards that score the doctor's differential."""
         return tuple(name for name, _, reward in self.terms if getattr(reward, "needs_differential", False))
 
+    def weight_of_right(self) -> float:
+        """What a right diagnosis brings against a wrong one, by `accuracy`; 0.0 in a mix without it."""
+        return next((weight * (1.0 + reward.wrong) for _, weight, reward in self.terms if isinstance(reward, Accuracy)), 0.0)
+
     def bound(self, tables: Compiled) -> RewardMix:
         """The mix with every reward ready for these tables. RewardError for a reward that they can't serve."""
         ready = tuple((name, weight, reward.bind(tables) if hasattr(reward, "bind") else reward) for name, weight, reward in self.terms)

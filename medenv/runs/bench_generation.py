@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from medenv.agents.conversation import Conversation
-from medenv.agents.generation import Reply, Sampling, converse
+from medenv.agents.conversation import Conversation, Reply
+from medenv.agents.generation import Sampling, converse, converse_apart
 from medenv.agents.language_model import LanguageModel, from_scratch
 from medenv.knowledge.named import knowledge_base
 from medenv.runs.bench import Row, _row
@@ -50,21 +50,12 @@ class StubPatient:
 
 def turns_apart(lm: LanguageModel, openings: Sequence[str], reply: Reply, sampling: Sampling) -> list[Conversation]:
     """`converse` with one call of `model.generate` for each turn of all open conversations; log-probabilities are left at 0.0."""
-    rows = [Conversation() for _ in openings]
-    for row, opening in zip(rows, openings, strict=True):
-        row.hear(lm.chat.opening(opening))
-    who = list(range(len(rows)))
-    while who:
-        turns = _generate(lm, [rows[i].ids for i in who], sampling)
-        for i, turn in zip(who, turns, strict=True):
-            rows[i].write(turn)
-        texts, overs = reply([lm.chat.text(turn) for turn in turns], who)
-        for i, turn, text, over in zip(who, turns, texts, overs, strict=True):
-            rows[i].complete = over
-            if not over:
-                rows[i].hear(lm.chat.reply(text, ended=turn[-1] == lm.chat.end))
-        who = [i for i in who if not rows[i].complete]
-    return rows
+
+    def generate(prompts: list[list[int]]) -> tuple[list[list[int]], list[list[float]]]:
+        turns = _generate(lm, prompts, sampling)
+        return turns, [[0.0] * len(turn) for turn in turns]
+
+    return converse_apart(generate, lm.chat, lm.context, openings, reply, sampling)
 
 
 def _generate(lm: LanguageModel, prompts: Sequence[list[int]], sampling: Sampling) -> list[list[int]]:

@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medenv.agents.doctor import Doctor
+from medenv.agents.rollouts import DoctorInWords, Room
+from medenv.envs.dialogue import MAX_CHARS
 from medenv.envs.engine import Engine
-from medenv.envs.registration import environment_ids
+from medenv.envs.registration import TEXT_IDS, environment_ids
 from medenv.envs.setup import Setup
 from medenv.envs.steps import NONE, Step
 from medenv.errors import unknown
@@ -39,14 +41,15 @@ Choose = Callable[[Observation, NDArray[np.intp], int], Choice]  # (observation 
 
 def make_setup(env_id: str, given: Mapping[str, Any]) -> tuple[Setup, dict[str, Any]]:
     """The environment's setup, and all of its arguments as JSON: what was given, the preset of the id, the defaults."""
-    if env_id not in environment_ids():
-        raise unknown("environment", env_id, environment_ids())
+    if env_id not in (*environment_ids(), *TEXT_IDS):
+        raise unknown("environment", env_id, [*environment_ids(), *TEXT_IDS])
     defaults = {k: p.default for k, p in inspect.signature(Setup).parameters.items()}
+    words: dict[str, Any] = {"format": "any", "max_chars": MAX_CHARS} if env_id in TEXT_IDS else {}
     for key in given:
-        if key not in defaults:
-            raise unknown("environment argument", key, defaults)
-    arguments = defaults | dict(gym.spec(env_id).kwargs) | dict(given)
-    setup = Setup(**arguments)
+        if key not in defaults | words:
+            raise unknown("environment argument", key, defaults | words)
+    arguments = defaults | words | dict(gym.spec(env_id).kwargs) | dict(given)
+    setup = Setup(**{k: v for k, v in arguments.items() if k not in words})
     return setup, {k: _described(v) for k, v in arguments.items()}
 
 
@@ -81,6 +84,26 @@ def consultations(setup: Setup, handles: NDArray[np.uint64], choose: Choose) -> 
         _note(setup, engine, step, made, live, actions, before)
         for i in live[step.transition.ended[live]]:
             made[i]["end"] = _end(setup, engine, made[i], int(i), int(actions[i]), float(returns[i]), differential[i])
+    return made
+
+
+def in_words(room: Room, handles: NDArray[np.uint64], doctor: DoctorInWords, seeds: Sequence[int]) -> list[Record]:
+    """Run the cases `handles` [n] in words: records as `consultations` makes them of the engine's turns, with `messages`, [who, text] each.
+
+    What the doctor's messages came to is taken again by an engine of its own, so records in words and in numbers hold the same.
+    """
+    setup = room.setup
+    held = room.hold([setup.source.token(int(h)) for h in handles], doctor, seeds)
+
+    def choose(observation: Observation, who: NDArray[np.intp], turn: int) -> Choice:
+        over = {k: held[i].failure or "the consultation was cut" for k, i in enumerate(who) if turn >= len(held[i].actions)}
+        return Choice(np.array([held[i].actions[turn] if k not in over else 0 for k, i in enumerate(who)]), None, over)
+
+    made = consultations(setup, handles, choose)
+    for record, h in zip(made, held, strict=True):
+        record["messages"] = [[who, text] for who, text in h.transcript]
+        if h.failure is not None:
+            record["failure"], record["end"] = h.failure, None
     return made
 
 

@@ -10,8 +10,9 @@ The summary (null: does not apply; `<key>_ci`: [low, high], 95 % bootstrap over 
   finite): they count nowhere else, and never as 0.
 - `accuracy`: share diagnosed right (a referral and an undiagnosed end are not right). `referral_rate`, `undiagnosed_rate`: shares.
 - `mean_questions`: valid questions asked · `mean_cost`: their cost in the base's units · `mean_return`: sum of rewards ·
-  `invalid_actions`: masked or unknown actions. All per consultation. `unscored`: consultations left out of `mean_return` because a reward
-  component could not be scored; `unscored_components`: in how many each of these was not, {} where all were.
+  `invalid_actions`: masked or unknown actions; among them `repeated_questions` (asked before, or answered by the opening) and
+  `not_understood` (messages in words that meant nothing). All per consultation. `unscored`: consultations left out of `mean_return`
+  because a reward component could not be scored; `unscored_components`: in how many each of these was not, {} where all were.
 - `top3`, `top5`, `brier` (0-2, 0 best), `ece` (15 bins), `log_score` (nats, 0 best): of the last differential that the doctor gave. Null
   unless it gave one in every consultation; the environment's own belief never takes its place.
 - `loaded`: where the cases were read from a file, how many there are and how often each thing had to be put right (null otherwise).
@@ -31,19 +32,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
 import medenv
-from medenv.agents.doctor import Doctor, make_doctor
+from medenv.agents.demonstrations import Spoken
+from medenv.agents.doctor import TEXT_KINDS, Doctor, make_doctor
 from medenv.agents.oracle import oracle_beliefs
+from medenv.agents.rollouts import DoctorInWords, Room
 from medenv.cases.loaded import LoadedCases
 from medenv.cases.source import CaseSource
+from medenv.envs.registration import TEXT_IDS
 from medenv.envs.setup import Setup
 from medenv.errors import MedenvError, RewardError, RunError
 from medenv.hashing import draw_array, seed_for
 from medenv.runs import statistics
-from medenv.runs.consultations import asking, consultations, make_setup, ranked, started
+from medenv.runs.consultations import asking, consultations, in_words, make_setup, ranked, started
 from medenv.runs.records import (
     SCHEMA,
     SUMMARY,
@@ -70,6 +75,8 @@ MEANS = {  # key of the summary: column of the score table
     "referral_rate": "referred",
     "undiagnosed_rate": "undiagnosed",
     "invalid_actions": "invalid_actions",
+    "repeated_questions": "repeated",
+    "not_understood": "not_understood",
 }
 KEYS = (*MEANS, "ece")
 _NAMED = ("medenv", "environment", "arguments", "base", "configuration", "seed", "agent")
@@ -79,7 +86,7 @@ _GRADES = ("top1", "top3", "top5", "brier", "log_score", "confidence", "given_di
 
 def evaluate(
     env_id: str,
-    agent: str | Doctor,
+    agent: str | Doctor | DoctorInWords,
     episodes: int,
     seed: int,
     output: str | Path | None = None,
@@ -87,8 +94,13 @@ def evaluate(
     batch: int = BATCH,
     progress: Callable[[int, int], None] | None = None,
     tell: Callable[[str], None] | None = None,
+    temperature: float = 0.0,
 ) -> dict[str, Any]:
     """The summary of `agent` over `episodes` consultations of `env_id` (a split without `split` is "test").
+
+    In words (`MedConsultText-v0`) the agent is a language-model doctor, a doctor in numbers whose actions are put into words, or an object
+    with `write(openings, reply, seeds)`, see `medenv.agents.rollouts.DoctorInWords`. `temperature`: of a language model; 0 takes the
+    likeliest token.
 
     `output`: a folder for trajectories.jsonl, wrong.csv and summary.json (written last). RunError when it holds a run of other
     arguments, or any run at all where `agent` is an object without a `fingerprint` (text that tells its versions apart).
@@ -100,7 +112,9 @@ def evaluate(
         raise MedenvError(f"seed is {seed}: give an integer >= 0")
     setup, arguments = make_setup(env_id, {"split": "test"} | dict(env_arguments or {}))
     oracle = agent == ORACLE
-    doctor = None if oracle else make_doctor(agent, setup.tables, seed_for(seed, "doctor")) if isinstance(agent, str) else agent
+    words = env_id in TEXT_IDS
+    room = Room(dict(gym.spec(env_id).kwargs) | dict(env_arguments or {}), setup.source.split) if words else None
+    doctor = None if oracle else _doctor(agent, setup, room, seed_for(seed, "doctor"), arguments.get("format", "any"), temperature)
     name = agent if isinstance(agent, str) else agent.name
     if setup.rewards.needs_differential and not getattr(doctor, "gives_differential", True):
         names = ", ".join(setup.rewards.needs_differential)
@@ -139,7 +153,8 @@ def evaluate(
             missing = {e for e in members if e not in rows}
             if missing:  # the whole batch runs again, so that a resumed run is made of the same batches
                 some = handles[start : start + batch]
-                made = _oracle(setup, some) if doctor is None else consultations(setup, some, asking(doctor, setup))
+                seeds = [seed_for(seed, "words", e) for e in members]
+                made = _oracle(setup, some) if doctor is None else _run(setup, room, doctor, some, seeds)
                 new = [head | {"episode": e} | r for e, r in zip(members, made, strict=True) if e in missing]
                 if writer is not None:
                     writer.write(new)
@@ -156,6 +171,27 @@ def evaluate(
         write_atomically(folder / WRONG, wrong_cases(table))
         write_atomically(folder / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return summary
+
+
+def _doctor(agent: str | Doctor | DoctorInWords, setup: Setup, room: Room | None, seed: int, format: str, temperature: float) -> Any:
+    """The doctor that `agent` is or names: in words one that writes, else one that acts."""
+    kind = agent.partition(":")[0] if isinstance(agent, str) else ""
+    if kind in TEXT_KINDS:
+        if room is None:
+            raise RunError(f"agent {agent!r} speaks and this environment is in numbers: evaluate it in {TEXT_IDS[0]}")
+        from medenv.agents.text_doctor import make_text_doctor
+
+        return make_text_doctor(str(agent), setup, format, temperature)
+    doctor = make_doctor(agent, setup.tables, seed) if isinstance(agent, str) else agent
+    if room is None or hasattr(doctor, "write"):
+        if room is None and not hasattr(doctor, "act"):
+            raise RunError(f"doctor {doctor.name!r} has no `act`, and this environment is in numbers: evaluate it in {TEXT_IDS[0]}")
+        return doctor
+    return Spoken(doctor, room)
+
+
+def _run(setup: Setup, room: Room | None, doctor: Any, some: NDArray[np.uint64], seeds: list[int]) -> list[Record]:
+    return consultations(setup, some, asking(doctor, setup)) if room is None else in_words(room, some, doctor, seeds)
 
 
 def assign(source: CaseSource, seed: int, episodes: int) -> NDArray[np.uint64]:
@@ -175,6 +211,7 @@ def score_row(record: Record) -> dict[str, Any]:
     if end is None:
         return row
     row |= {k: end[k] for k in _ENDS}
+    row |= _lost(record)
     row["unscored"] = sorted({name for turn in record["turns"] for name, paid in turn["components"].items() if paid is None})
     given = end["differential"]
     if given is None:
@@ -192,6 +229,17 @@ def score_row(record: Record) -> dict[str, Any]:
         "given_diagnosis": given.get(end["diagnosis"], 0.0) if end["diagnosis"] else None,
         "given_truth": given.get(end["truth"], 0.0),
     }
+
+
+def _lost(record: Record) -> dict[str, int]:
+    """Turns that went on questions asked before, and on messages that meant nothing."""
+    asked, repeated, nothing = {record["opening"]["finding"]}, 0, 0
+    for turn in record["turns"]:
+        finding = turn["ledger"]["finding"]
+        nothing += turn["kind"] == "none"
+        repeated += finding is not None and finding in asked
+        asked.add(finding)
+    return {"repeated": repeated, "not_understood": nothing}
 
 
 def summarise(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, Any]:
@@ -251,7 +299,7 @@ def _finished(folder: Path, head: Record, episodes: int) -> dict[int, dict[str, 
     return rows
 
 
-def _fingerprint(agent: str | Doctor, doctor: Doctor) -> str | None:
+def _fingerprint(agent: str | Doctor | DoctorInWords, doctor: Any) -> str | None:
     """What tells two versions of a doctor apart: its own `fingerprint`, else a hash of the weights in its run directory, else None."""
     own: str | None = getattr(doctor, "fingerprint", None)
     if own is not None or not isinstance(agent, str):

@@ -8,6 +8,7 @@ A line (schema 1): `schema`, `medenv` (version), `environment`, `arguments` (all
   `components` (weighted; null: not scored), `reward`, `entropy` [before, after] in nats, `belief` (the environment's, three likeliest).
 - the end: `truth`, `diagnosis`, `referred`, `undiagnosed`, `differential` ({condition: probability}, the doctor's, likeliest first, null if
   none was given), `correct`, `return`, `questions`, `cost`, `invalid_actions`.
+- in words also `messages`: [who, text] of patient and doctor in turn.
 
 Lines are appended whole and synced; a summary is written last, under a temporary name, then renamed (`write_atomically`).
 

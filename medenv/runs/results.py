@@ -69,7 +69,38 @@ def hacking_table(experiments: Path = ROOT / "experiments") -> str:
     return "\n".join(lines)
 
 
-TABLES = {"results": results_table, "attacks": attacks_table, "hacking": hacking_table}
+def words_table(experiments: Path = ROOT / "experiments") -> str:
+    """Markdown: doctors in words on test cases, means over seeds; below, GRPO with different credits."""
+    head = (
+        "doctor in words, 12 conditions, 8 turns",
+        "decoding",
+        "top-1",
+        "of greedy's",
+        "questions",
+        "repeated",
+        "training, seconds a seed",
+    )
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    for name in ("doctor", "credit"):
+        file = experiments / f"words/{name}.csv"
+        for row in _read(file) if file.is_file() else []:
+            if name == "credit" and row["arm"] in ("greedy", "SFT"):
+                continue
+            label = f"GRPO, {row['updates'].split(', ')[0]} updates, {row['arm']}" if name == "credit" else row["arm"]
+            accuracy = _percent(row["accuracy"], row["accuracy_ci"])
+            cells = (
+                label,
+                row["decoding"],
+                accuracy,
+                f"{float(row['of_greedy']):.0%}",
+                row["questions"],
+                f"{float(row['repeat_rate']):.1%}",
+            )
+            lines.append(f"| {' | '.join(cells)} | {row['train_seconds']} |")
+    return "\n".join(lines)
+
+
+TABLES = {"results": results_table, "attacks": attacks_table, "hacking": hacking_table, "words": words_table}
 
 
 def marks(name: str) -> tuple[str, str]:

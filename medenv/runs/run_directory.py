@@ -2,8 +2,8 @@
 
     RUN/run.json        settings, versions, base fingerprint: written once, when the run starts
     RUN/metrics.jsonl   one line per update; after a resume no update is missing and none appears twice
-    RUN/checkpoint.pt   everything that the next update depends on
-    RUN/policy/         what `ppo:RUN` loads
+    RUN/checkpoint.pt   everything that the next update depends on (language models: RUN/checkpoints, see `finetuning`)
+    RUN/policy/         what `ppo:RUN`, `sft:RUN` and `grpo:RUN` load
     RUN/final.json      the last metrics; its presence says that the run is finished
 
 A checkpoint replaces the one before it whole (temporary file, fsync, rename). A run goes on under the medenv version that started it,
@@ -63,13 +63,13 @@ class RunDirectory:
                 seen = f"the run's setting {key} is {old.get(key)!r}, this one's is {new.get(key)!r}"
                 raise RunError(f"{self.path}: {seen}: resume with the run's own, or start a new run")
 
-    def final(self, spent: Callable[[int, float], float]) -> dict[str, Any] | None:
-        """The final metrics if the run is finished and `spent(steps, seconds)`, a share of the budget, is used up; else None."""
+    def final(self, over: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+        """The final metrics if the run is finished and these say that it is `over` under the budget of today; else None."""
         if not (self.path / "final.json").exists():
             return None
         try:
             metrics: dict[str, Any] = json.loads((self.path / "final.json").read_text())
-            return metrics if spent(metrics["steps"], metrics["seconds"]) >= 1.0 else None
+            return metrics if over(metrics) else None
         except DAMAGED as error:
             raise self.damaged("final.json", error) from error
 

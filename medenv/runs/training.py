@@ -79,7 +79,7 @@ def train(settings: PPOSettings, output: Path, resume: bool = False, progress: P
         chosen = plain({f.name: getattr(settings, f.name) for f in fields(settings)})
         about = {"kind": "ppo", "base": base.id, "fingerprint": base.fingerprint, "settings": chosen}
         run = RunDirectory(Path(output), about, resume, CHANGEABLE)
-        finished = run.final(lambda steps, seconds: _spent(settings, steps, seconds))
+        finished = run.final(lambda last: _spent(settings, last["steps"], last["seconds"]) >= 1.0)
         if finished is not None:
             return finished
         run.track(settings.tensorboard, settings.wandb)

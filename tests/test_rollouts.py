@@ -103,6 +103,16 @@ def test_counts__of_repeats_and_of_what_was_not_understood(room: Room) -> None:
     assert found["format_errors"] == 0.25 and found["repeat_rate"] >= 0.5 and found["undiagnosed"] == 0.0
 
 
+def test_asking_what_the_opening_said__is_a_repeat(room: Room) -> None:
+    class Parrot(Script):
+        def write(self, openings: Sequence[str], reply: Any, seeds: Sequence[int]) -> None:
+            env, everybody = room.env(len(openings)), list(range(len(openings)))
+            reply([env.write(int(c)) for c in env.engine.complaint], everybody)
+            reply(["Diagnosis: influenza"] * len(openings), everybody)
+
+    assert [(h.questions, h.repeats) for h in room.hold(room.cases(12, range(8)), Parrot(), range(8))] == [(0, 1)] * 8
+
+
 def test_undiagnosed__is_an_end_that_counts_as_wrong(room: Room) -> None:
     found = summary(room.hold(room.cases(9, range(8)), Script("hm"), range(8)))
     assert found["undiagnosed"] == 1.0 and found["accuracy"] == 0.0 and found["failed"] == 0.0
@@ -177,6 +187,19 @@ def test_evaluate__in_words_a_failure_is_never_a_score(tmp_path: Path) -> None:
     found = evaluate("MedConsultText-v0", Breaks(), 3, 0, tmp_path, ARGUMENTS)
     assert found["failures"] == 3 and found["accuracy"] is None
     assert {r["failure"] for r in read_trajectories(tmp_path)} == {"ValueError: boom"}
+
+
+def test_evaluate__in_words_what_was_broken_off_keeps_its_turns_and_is_a_failure(tmp_path: Path) -> None:
+    class Leaves(Script):
+        def write(self, openings: Sequence[str], reply: Any, seeds: Sequence[int]) -> None:
+            reply(["Do you have a fever?"] * len(openings), list(range(len(openings))))
+
+    found = evaluate("MedConsultText-v0", Leaves(), 3, 0, tmp_path, ARGUMENTS)
+    assert found["failures"] == 3 and found["mean_return"] is None
+    for record in read_trajectories(tmp_path):
+        assert (
+            "context was full" in record["failure"] and record["end"] is None and len(record["turns"]) == 1 and len(record["messages"]) == 3
+        )
 
 
 @pytest.mark.parametrize(

@@ -102,8 +102,6 @@ def in_words(room: Room, handles: NDArray[np.uint64], doctor: DoctorInWords, see
     made = consultations(setup, handles, choose)
     for record, h in zip(made, held, strict=True):
         record["messages"] = [[who, text] for who, text in h.transcript]
-        if h.failure is not None:
-            record["failure"], record["end"] = h.failure, None
     return made
 
 

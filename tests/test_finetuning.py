@@ -347,6 +347,14 @@ def test_lora__trains_an_adapter_that_loads(sft_run: Path, tmp_path: Path) -> No
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["kl"] is not None
 
 
+def test_trackers__get_every_line(sft_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard")
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    train(grpo(sft_run, steps=1, tensorboard=True, wandb="offline"), tmp_path / "run")
+    assert list((tmp_path / "run" / "tensorboard").iterdir()) and list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+
+
 def test_several_minibatches__clip(sft_run: Path, tmp_path: Path) -> None:
     train(grpo(sft_run, minibatches=2, steps=4, learning_rate=3e-3, beta=0.02), tmp_path / "run")
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")

@@ -27,6 +27,7 @@ from medenv.agents.language_model import LanguageModel, load_model
 from medenv.envs.setup import Setup
 from medenv.errors import RunError, unknown
 from medenv.knowledge.base import KnowledgeBase
+from medenv.language.formats import Format
 from medenv.language.understanding import ASK, DIAGNOSE, Intent, language
 
 FORMAT = 1  # of doctor.json
@@ -69,7 +70,7 @@ class TextDoctor:
         return converse(self.lm, openings, reply, self.sampling, seeds)
 
 
-def instructions(base: KnowledgeBase, format: str = "any") -> str:
+def instructions(base: KnowledgeBase, format: str | Format = "any") -> str:
     """What a doctor that was not trained on the base is told: its task, how to say things in this format, and the conditions' names."""
     words = language(base, format)
     shown: dict[str, str] = {}
@@ -128,7 +129,7 @@ def policy_folder(source: str | Path) -> Path:
     return inner if inner.is_dir() else Path(source)
 
 
-def load_doctor(source: str | Path, base: KnowledgeBase | None = None, format: str = "any", **how: Any) -> LanguageModel:
+def load_doctor(source: str | Path, base: KnowledgeBase | None = None, format: str | Format = "any", **how: Any) -> LanguageModel:
     """The language model of a run directory, of a policy or model directory, or of a name on Hugging Face.
 
     `base`: what it is to talk about; RunError where the doctor was trained on another one. A doctor without `doctor.json` is given
@@ -168,7 +169,7 @@ def _with_adapter(folder: Path, how: dict[str, Any]) -> LanguageModel:
     return replace(lm, model=model)
 
 
-def make_text_doctor(name: str, setup: Setup, format: str = "any", temperature: float = 0.0) -> TextDoctor:
+def make_text_doctor(name: str, setup: Setup, format: str | Format = "any", temperature: float = 0.0) -> TextDoctor:
     """The doctor that `sft:RUN_DIR`, `grpo:RUN_DIR` or `lm:DIR_OR_NAME` names, for one setup."""
     kind, _, rest = name.partition(":")
     if kind not in TEXT_KINDS or not rest:

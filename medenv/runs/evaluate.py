@@ -114,7 +114,9 @@ def evaluate(
     oracle = agent == ORACLE
     words = env_id in TEXT_IDS
     room = Room(dict(gym.spec(env_id).kwargs) | dict(env_arguments or {}), setup.source.split) if words else None
-    doctor = None if oracle else _doctor(agent, setup, room, seed_for(seed, "doctor"), arguments.get("format", "any"), temperature)
+    doctor = (
+        None if oracle else _doctor(agent, setup, room, seed_for(seed, "doctor"), (env_arguments or {}).get("format", "any"), temperature)
+    )
     name = agent if isinstance(agent, str) else agent.name
     if setup.rewards.needs_differential and not getattr(doctor, "gives_differential", True):
         names = ", ".join(setup.rewards.needs_differential)
@@ -173,7 +175,7 @@ def evaluate(
     return summary
 
 
-def _doctor(agent: str | Doctor | DoctorInWords, setup: Setup, room: Room | None, seed: int, format: str, temperature: float) -> Any:
+def _doctor(agent: str | Doctor | DoctorInWords, setup: Setup, room: Room | None, seed: int, format: Any, temperature: float) -> Any:
     """The doctor that `agent` is or names: in words one that writes, else one that acts."""
     kind = agent.partition(":")[0] if isinstance(agent, str) else ""
     if kind in TEXT_KINDS:

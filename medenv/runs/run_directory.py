@@ -121,7 +121,8 @@ class RunDirectory:
 
             def send(record: dict[str, Any]) -> None:
                 for key, value in record.items():
-                    writer.add_scalar(key, value, record["update"])
+                    if value is not None:
+                        writer.add_scalar(key, value, record["update"])
 
             self._trackers.append((send, writer.close))
         if wandb != "off":

@@ -22,16 +22,19 @@ torch = pytest.importorskip("torch", reason="language models need torch")
 pytest.importorskip("trl", reason="training needs trl")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, about what trl calls
 
+from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: E402
+
 from medenv.agents.conversation import Conversation  # noqa: E402
 from medenv.agents.finetuning import make_room  # noqa: E402
 from medenv.agents.generation import Sampling, converse_apart  # noqa: E402
 from medenv.agents.grpo import ConsultGRPO, GRPOSettings, cut  # noqa: E402
-from medenv.agents.language_model import load_model  # noqa: E402
+from medenv.agents.language_model import load_model, train_tokenizer  # noqa: E402
 from medenv.agents.rollouts import Held, Room  # noqa: E402
 from medenv.agents.sft import SFTSettings, ShortFirst, collate, weighted_loss, weights  # noqa: E402
 from medenv.agents.text_doctor import load_doctor, make_text_doctor, read_about  # noqa: E402
 from medenv.cli import main  # noqa: E402
 from medenv.errors import RunError  # noqa: E402
+from medenv.runs.evaluate import evaluate  # noqa: E402
 from medenv.runs.finetuning import COMPLETE, _Run, last_checkpoint, train  # noqa: E402
 from medenv.runs.glossary import GLOSSARY  # noqa: E402
 from medenv.runs.run_directory import read_metrics  # noqa: E402
@@ -345,6 +348,31 @@ def test_lora__trains_an_adapter_that_loads(sft_run: Path, tmp_path: Path) -> No
     doctor = make_text_doctor(f"grpo:{tmp_path / 'run'}", Room(ENV, "test").setup)
     assert Room(ENV, "test").hold(Room(ENV, "test").cases(0, range(4)), doctor, range(4))[0].failure is None
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["kl"] is not None
+
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("lora", [None, 2])
+def test_a_checkpoint_of_another_kind__is_trained_by_the_same_path(lora: int | None, tmp_path: Path) -> None:
+    """A Qwen2 with its ChatML template and its embeddings tied, from its directory: SFT, then GRPO, then its evaluation by name."""
+    tokenizer = train_tokenizer(["Do you have a fever?", "Diagnosis: influenza"] * 4, 400)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template, tokenizer.eos_token = CHATML, "<|im_end|>"
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = Qwen2Config(**shape, vocab_size=len(tokenizer), tie_word_embeddings=True, max_position_embeddings=6000)
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path / "qwen")
+    tokenizer.save_pretrained(tmp_path / "qwen")
+    settings = SFTSettings(**SMALL | {"evaluate_episodes": 4}, model=str(tmp_path / "qwen"), lora=lora, demonstrations=32, steps=2)
+    train(settings, tmp_path / "sft")
+    about = read_about(tmp_path / "sft")
+    assert about is not None and "You are the doctor in a simulated consultation" in str(about.system)
+    train(grpo(tmp_path / "sft", steps=1, lora=lora, evaluate_episodes=4), tmp_path / "grpo")
+    found = evaluate("MedConsultText-v0", f"grpo:{tmp_path / 'grpo'}", 4, 0, None, ENV)
+    assert found["failures"] == 0 and found["accuracy"] is not None
 
 
 def test_trackers__get_every_line(sft_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

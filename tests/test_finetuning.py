@@ -135,6 +135,26 @@ def test_weighted_loss__by_hand(trainer: ConsultGRPO) -> None:
     assert float(total) == pytest.approx(-float(one[0, 6] + 3 * one[2, 8] + 2 * two[0, 6]), rel=1e-4)
 
 
+def test_sft__several_passes_learn_what_one_pass_learns(tmp_path: Path) -> None:
+    settings = dataclasses.replace(SFT, demonstrations=64, steps=2, evaluate_every=9, checkpoint_every=9)
+    for name, size in (("one", 32), ("four", 8)):
+        train(dataclasses.replace(settings, micro_batch=size), tmp_path / name)
+    lines = [read_metrics(tmp_path / name / "metrics.jsonl")[-1] for name in ("one", "four")]
+    assert lines[0]["loss"] == pytest.approx(lines[1]["loss"], rel=1e-4)
+    assert lines[0]["grad_norm"] == pytest.approx(lines[1]["grad_norm"], rel=1e-3)
+
+
+def test_sft__resumes_only_from_the_same_inputs(tmp_path: Path) -> None:
+    arguments = {**ENV, "split": "train"}
+    evaluate("MedConsultText-v0", "greedy", 40, 0, tmp_path / "records", arguments)
+    settings = dataclasses.replace(SFT, trajectories=str(tmp_path / "records"), steps=1)
+    train(settings, tmp_path / "run")
+    with (tmp_path / "records" / "trajectories.jsonl").open("a") as file:
+        file.write("\n")
+    with pytest.raises(RunError, match="the run's inputs is"):
+        train(dataclasses.replace(settings, steps=2), tmp_path / "run", resume=True)
+
+
 def test_order__short_first_then_every_row_once_a_pass() -> None:
     lengths = [5, 1, 4, 2, 3, 6, 8, 7]
     rows = list(ShortFirst(lengths, 2, 12, seed=0))
@@ -261,6 +281,18 @@ def test_groups_without_spread__are_out_of_the_loss(trainer: ConsultGRPO, monkey
     assert trainer.told["skipped_groups"] >= 1.0 and not batch["tool_mask"][:4].any() and not batch["advantages"][:4].any()
 
 
+def test_a_mix_without_accuracy__teaches_no_diagnosis(trainer: ConsultGRPO) -> None:
+    generated(trainer)
+    trainer.settings = dataclasses.replace(trainer.settings, diagnosis_weight=4.0)
+    weighed = trainer.advantages(trainer.held)
+    trainer.room = Room({**ENV, "reward": "0.1*shapley_credit"}, "train")
+    found = trainer.advantages(trainer.held)
+    trainer.settings = dataclasses.replace(trainer.settings, diagnosis_weight=0.0)
+    plain = trainer.advantages(trainer.held)
+    assert all((a == b).all() for a, b in zip(found.turns, plain.turns, strict=True))
+    assert any((a != b).any() for a, b in zip(weighed.turns, plain.turns, strict=True))
+
+
 def test_rollouts__are_a_function_of_seed_and_update(trainer: ConsultGRPO) -> None:
     one = [h.conversation.ids for h in trainer.consult(["0"] * 4)]
     assert [h.conversation.ids for h in trainer.consult(["0"] * 4)] == one
@@ -347,7 +379,26 @@ def test_lora__trains_an_adapter_that_loads(sft_run: Path, tmp_path: Path) -> No
     assert (tmp_path / "run" / "policy" / "adapter_config.json").is_file() and not (tmp_path / "run" / "policy" / "config.json").exists()
     doctor = make_text_doctor(f"grpo:{tmp_path / 'run'}", Room(ENV, "test").setup)
     assert Room(ENV, "test").hold(Room(ENV, "test").cases(0, range(4)), doctor, range(4))[0].failure is None
-    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["kl"] is not None
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert lines[-1]["kl"] > 0
+    with pytest.raises(RunError, match="holds an adapter of rank 4, and lora is 8: give lora=4"):
+        train(grpo(tmp_path / "run", lora=8), tmp_path / "other")
+    train(grpo(tmp_path / "run", lora=4, steps=1, learning_rate=1e-9), tmp_path / "on")  # its start is the adapter, not the bare base
+    assert abs(read_metrics(tmp_path / "on" / "metrics.jsonl")[-1]["kl"]) < 1e-6 < lines[-1]["kl"]
+    train(grpo(tmp_path / "run", steps=1), tmp_path / "whole")  # without lora the merged model is trained
+    assert (tmp_path / "whole" / "policy" / "config.json").is_file()
+
+
+def test_lora__keeps_its_own_tokenizer_and_template(sft_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    bare = Path(shutil.copytree(sft_run / "policy", tmp_path / "bare"))
+    template = (bare / "chat_template.jinja").read_text()
+    (bare / "chat_template.jinja").unlink()
+    (bare / "doctor.json").unlink()
+    settings = grpo(bare, lora=2, steps=1, chat_template=template, system="")
+    train(settings, tmp_path / "run")
+    assert make_text_doctor(f"grpo:{tmp_path / 'run'}", Room(ENV, "test").setup).lm.tokenizer.chat_template == template
+    assert Path(json.loads((tmp_path / "run" / "policy" / "adapter_config.json").read_text())["base_model_name_or_path"]).is_absolute()
 
 
 CHATML = (
@@ -384,7 +435,7 @@ def test_trackers__get_every_line(sft_run: Path, tmp_path: Path, monkeypatch: py
 
 
 def test_several_minibatches__clip(sft_run: Path, tmp_path: Path) -> None:
-    train(grpo(sft_run, minibatches=2, steps=4, learning_rate=3e-3, beta=0.02), tmp_path / "run")
+    train(grpo(sft_run, minibatches=2, steps=4, checkpoint_every=2, learning_rate=3e-3, beta=0.02), tmp_path / "run")
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert lines[2]["clip_fraction"] > 0 and lines[-1]["kl"] > 0 and lines[1]["return"] == lines[2]["return"] != lines[3]["return"]
 
@@ -423,7 +474,8 @@ def test_vllm__a_stand_in_of_its_interface_writes_the_consultations(trainer: Con
         ({"temperature": 0.0}, "setting temperature is 0.0: give a number above 0"),
         ({"vllm": "colocate"}, "vLLM is not installed"),
         ({"vllm": "yes"}, "choose off, colocate or server"),
-        ({"minibatches": 5}, "do not divide"),
+        ({"minibatches": 8, "steps": 8, "checkpoint_every": 8}, "do not divide"),
+        ({"minibatches": 2, "steps": 4}, "setting checkpoint_every is 1: give a multiple of minibatches"),
         ({"learning_rate": -1.0}, "setting learning_rate is -1.0"),
         ({"env": {**ENV, "split": "test"}}, "training uses train"),
         ({"env": {**ENV, "reward": "accuracy + brier_score"}}, "gives none"),

@@ -107,6 +107,10 @@ def test_tokenizer__too_small_for_the_bytes_is_an_error() -> None:
 # The model
 
 
+def test_context__is_the_least_of_what_is_asked_for_and_what_the_model_holds(saved: Path) -> None:
+    assert load_model(saved).context == 256 and load_model(saved, context=100).context == 100
+
+
 def test_new_model__size_and_start() -> None:
     model = new_model(train_tokenizer([], 2048))
     vocabulary = 261 * 128

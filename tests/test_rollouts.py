@@ -155,6 +155,12 @@ def test_trajectories__in_numbers_and_in_words_give_the_same_demonstrations(room
     evaluate("MedConsultText-v0", "greedy", 24, 3, tmp_path / "words", arguments)
     numbers, words = (from_records(room, list(read_trajectories(tmp_path / kind))) for kind in ("numbers", "words"))
     assert numbers == words and len(words) == 24
+    spoilt = list(read_trajectories(tmp_path / "numbers"))
+    spoilt[3]["turns"] = [t | {"kind": "none"} for t in spoilt[3]["turns"]]  # nothing can be retold of it; the others stay their own
+    assert from_records(room, spoilt) == numbers[:3] + numbers[4:]
+    evaluate("MedConsultText-v0", "greedy", 4, 3, tmp_path / "test", ARGUMENTS)
+    with pytest.raises(RunError, match="split 'test', which is not trained on"):
+        from_records(room, list(read_trajectories(tmp_path / "test")))
     with pytest.raises(RunError, match=r"give env\.knowledge as in their run"):
         from_records(Room({"knowledge": "scope:6"}, "train"), list(read_trajectories(tmp_path / "words")))
 
@@ -198,7 +204,10 @@ def test_evaluate__in_words_what_was_broken_off_keeps_its_turns_and_is_a_failure
     assert found["failures"] == 3 and found["mean_return"] is None
     for record in read_trajectories(tmp_path):
         assert (
-            "context was full" in record["failure"] and record["end"] is None and len(record["turns"]) == 1 and len(record["messages"]) == 3
+            "the doctor broke off" in record["failure"]
+            and record["end"] is None
+            and len(record["turns"]) == 1
+            and len(record["messages"]) == 3
         )
 
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from medenv.agents.conversation import Conversation
 from medenv.errors import RunError
 
-OUTCOME = "outcome"  # no credit: the return alone
+OUTCOME = "outcome"  # questions have no part of their own; with a `diagnosis_weight` of 0 the return is alone
 SPREAD = 1e-6  # a standard deviation below it is none
 Float64 = NDArray[np.float64]
 

@@ -53,7 +53,7 @@ class Spoken:
 
 
 class Retold:
-    """Who says again what is on record: actions of `MedConsult-v0` for each consultation, put into words."""
+    """Who says again what is on record, actions of `MedConsult-v0` in words. A consultation's seed is its number among the records."""
 
     name = "retold"
 
@@ -64,9 +64,9 @@ class Retold:
         """Every recorded action as a message."""
         env, who, turn = self.room.env(len(openings)), list(range(len(openings))), 0
         while who:
-            _, over = reply([env.write(self.actions[i][turn]) for i in who], who)
+            _, over = reply([env.write(self.actions[seeds[i]][turn]) for i in who], who)
             turn += 1
-            who = [i for i, ended in zip(who, over, strict=True) if not ended and turn < len(self.actions[i])]
+            who = [i for i, ended in zip(who, over, strict=True) if not ended and turn < len(self.actions[seeds[i]])]
         return None
 
 
@@ -88,7 +88,8 @@ def messages(transcript: Transcript) -> Messages:
 def from_records(room: Room, records: Sequence[Mapping[str, Any]]) -> list[Messages]:
     """Demonstrations on record: those in words as they were said, those in numbers put into words with the patients answering again.
 
-    Failures are left out. RunError for records of another base, or of a doctor who asks nothing (the oracle).
+    Failures are left out, and what asks and concludes nothing (the oracle's). RunError for records of another base, or of a split that is
+    not trained on.
     """
     out: list[Messages] = []
     numbers: list[Mapping[str, Any]] = []
@@ -98,6 +99,11 @@ def from_records(room: Room, records: Sequence[Mapping[str, Any]]) -> list[Messa
                 f"the trajectories are of a base with fingerprint {record['base']}, the environment's is {room.setup.base.fingerprint}: "
                 "give env.knowledge as in their run"
             )
+        if record["arguments"]["split"] != "train":
+            raise RunError(
+                f"the trajectories are of the split {record['arguments']['split']!r}, which is not trained on: "
+                "make them with `medenv evaluate --split train`"
+            )
         if record["failure"] is None and record["turns"]:
             if record.get("messages"):
                 out.append([text for _, text in record["messages"][:-1]])
@@ -106,6 +112,6 @@ def from_records(room: Room, records: Sequence[Mapping[str, Any]]) -> list[Messa
     for start in range(0, len(numbers), BATCH):
         some = numbers[start : start + BATCH]
         actions = [[t["action"] for t in r["turns"] if t["kind"] != "none"] for r in some]
-        held = room.hold([r["case_id"] for r in some], Retold(room, actions), [0] * len(some))
-        out += [messages(h.transcript) for h in held]
+        held = room.hold([r["case_id"] for r in some], Retold(room, actions), range(len(some)))
+        out += [messages(h.transcript) for h in held if h.failure is None]
     return [m for m in out if m and len(m) % 2 == 0]

@@ -48,7 +48,7 @@ class Settings:
     warmup: int = 20  # updates in which it rises from 0
     max_grad_norm: float = 1.0  # gradients are scaled down to it
     lora: int | None = None  # rank of an adapter that is trained instead of the model
-    context: int = 0  # tokens that a consultation may take at most; 0: what the model holds
+    context: int = 0  # tokens that a consultation may take at most, and the model must hold; 0: what it holds
     max_new_tokens: int = MAX_NEW_TOKENS  # of one message of the doctor's
     system: str | None = None  # instructions in front of every consultation; none: the model's own, or for a bare model those of the base
     chat_template: str | None = None  # instead of the tokenizer's
@@ -75,6 +75,10 @@ def check(settings: Settings, more: Mapping[str, float]) -> None:
         value = getattr(settings, name)
         if value is not None and not (value >= least and math.isfinite(value)):
             raise RunError(f"setting {name} is {value!r}: give a number of at least {least}")
+    if torch.cuda.device_count() > 1 and processes().num_processes == 1:
+        raise RunError(
+            "several GPUs are visible to one process: start one for each (torchrun, accelerate launch), or set CUDA_VISIBLE_DEVICES"
+        )
     if settings.wandb not in ("off", "offline", "online"):
         raise RunError(f"setting wandb is {settings.wandb!r}: choose off, offline or online")
     if not 0.0 <= settings.learning_rate_end <= 1.0:

@@ -105,8 +105,9 @@ def converse_apart(
     who = list(range(len(rows)))
     while who:
         turns, logprobs = generate([rows[i].ids for i in who])
+        turns = [list(turn) for turn in turns]
         for i, turn, logprob in zip(who, turns, logprobs, strict=True):
-            rows[i].write(turn, logprob)
+            rows[i].write(turn, list(logprob))
         texts, overs = reply([chat.text(turn) for turn in turns], who)
         going = []
         for i, turn, text, over in zip(who, turns, texts, overs, strict=True):

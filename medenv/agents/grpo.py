@@ -19,7 +19,7 @@ import copy
 import importlib.util
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from medenv.errors import RunError
 from medenv.hashing import seed_for
 from medenv.rewards.mix import DEFAULT, parse_mix
 
-SAMPLED = ("failed", "skipped_groups")  # counts; the other figures of a batch are means
+ADD_UP = ("failed", "skipped_groups", "learned_tokens", "tokens", "generated_tokens_per_second")  # over processes; other figures are means
 SHOWN = 64  # consultations that the distance from the start is measured on
 
 
@@ -50,12 +50,13 @@ class GRPOSettings(Settings):
     """Settings of GRPO."""
 
     batch: int = 128  # consultations per update, over all processes
-    learning_rate: float = 3e-4  # for a small model; 1e-6 to 5e-6 for a pretrained one, ten times that with LoRA
+    learning_rate: float = 6e-4  # for a model of a million parameters; 1e-6 to 5e-6 for a pretrained one, ten times that with LoRA
+    learning_rate_end: float = 0.2  # share of it that is left at the end of the budget; it falls linearly
     group: int = 8  # consultations about each patient
     credit: str = "shapley_credit"  # what a turn is credited with: a component of the mix that is paid turn by turn, or outcome (none);
     # without env.reward the mix is the default one with the credit in place of information_gain
     credit_weight: float = 0.5  # of a question's own part beside the outcome, both in standard deviations
-    diagnosis_weight: float = 1.0  # of a diagnosis's own part, likewise
+    diagnosis_weight: float = 4.0  # of a diagnosis's own part, likewise (it has few tokens), where training sees expected accuracy
     expected_accuracy: bool = True  # learn from belief[diagnosis] instead of 0 or 1, where the mix pays accuracy
     temperature: float = 1.0  # of the rollouts
     top_p: float = 1.0  # of the rollouts
@@ -87,6 +88,12 @@ def check_grpo(settings: GRPOSettings, room: Room) -> None:
     Sampling(settings.max_new_tokens, settings.temperature, settings.top_p)
     check_credit(settings.credit, room.setup.rewards)
     room.setup.rewards.check_gamma(1.0)
+    for name in ("steps", "checkpoint_every"):
+        value = getattr(settings, name)
+        if value is not None and value % settings.minibatches:
+            raise RunError(
+                f"setting {name} is {value}: give a multiple of minibatches ({settings.minibatches}), a batch is learned from whole"
+            )
     check_vllm(settings)
 
 
@@ -116,7 +123,7 @@ class ConsultGRPO(GRPOTrainer):
         self.told: dict[str, float] = {}
         self._passes: list[dict[str, Any]] = []
         size, passes = check_batch(settings, processes().num_processes, settings.group, settings.minibatches)
-        self.start = None if settings.lora is not None or settings.beta > 0 else copy.deepcopy(lm.model).requires_grad_(False)
+        self.reference = _reference(lm.model, settings)
         host, _, port = settings.vllm_server.rpartition(":")
         arguments = GRPOConfig(
             **hugging_face(settings, folder, size, passes, steps),
@@ -137,6 +144,7 @@ class ConsultGRPO(GRPOTrainer):
             vllm_server_host=host or "127.0.0.1",
             vllm_server_port=int(port) if port.isdecimal() else 8000,
             vllm_gpu_memory_utilization=settings.vllm_memory,
+            vllm_max_model_length=lm.context,
             generation_kwargs={"stop_token_ids": [lm.chat.end]} if settings.vllm != "off" else None,
         )
         cases = settings.batch // settings.group * -(-steps // settings.minibatches)
@@ -164,7 +172,8 @@ class ConsultGRPO(GRPOTrainer):
         started = time.perf_counter()
         self.held = self.room.hold(cases, self, seeds, self.settings.credit, self.settings.expected_accuracy)
         spent, written = time.perf_counter() - started, sum(sum(h.conversation.mask) for h in self.held)
-        self.told = {"generated_tokens_per_second": written / spent, "rollout_seconds": spent, **summary(self.held)}
+        read = sum(len(h.conversation.ids) for h in self.held)
+        self.told = {"tokens": float(read), "generated_tokens_per_second": written / spent, "rollout_seconds": spent, **summary(self.held)}
         return self.held
 
     name = "policy in training"
@@ -201,10 +210,11 @@ class ConsultGRPO(GRPOTrainer):
     def advantages(self, held: Sequence[Held]) -> Advantages:
         """See `credit.advantages`; deviations are scaled over the batches of all processes."""
         weight = 0.0 if self.settings.credit == OUTCOME else self.settings.credit_weight
+        judged = self.settings.expected_accuracy and self.room.setup.rewards.weight_of_right() > 0
         for h in held:
             if h.failure is not None:
                 h.paid.total = np.nan
-        return advantages([h.paid for h in held], self.settings.group, weight, self.settings.diagnosis_weight, self._total)
+        return advantages([h.paid for h in held], self.settings.group, weight, judged * self.settings.diagnosis_weight, self._total)
 
     def _total(self, sums: np.ndarray) -> np.ndarray:
         return self.accelerator.reduce(torch.from_numpy(sums).to(self.accelerator.device), reduction="sum").cpu().numpy()
@@ -213,8 +223,7 @@ class ConsultGRPO(GRPOTrainer):
         """`told` over all processes: counts and rates add up, the rest are means."""
         everybody = gather_object([self.told])
         sums = {k: sum(t[k] for t in everybody) for k in self.told}
-        adds_up = (*SAMPLED, "learned_tokens", "generated_tokens_per_second")
-        self.told = {k: v if k in adds_up else v / len(everybody) for k, v in sums.items()}
+        self.told = {k: v if k in ADD_UP else v / len(everybody) for k, v in sums.items()}
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         """A pass of consultations of like length without their common padding. A minibatch holds the same ones as without sorting."""
@@ -245,12 +254,39 @@ class ConsultGRPO(GRPOTrainer):
             ids = torch.tensor([c.ids], device=self.lm.model.device)
             own = torch.tensor(c.mask[1:], device=ids.device, dtype=torch.bool)
             now = _logprobs(self.lm.model, ids, self.settings.temperature)[own]
-            with self.lm.model.disable_adapter() if self.start is None else contextlib.nullcontext():
-                before = _logprobs(self.start if self.start is not None else self.lm.model, ids, self.settings.temperature)[own]
+            with self.reference(self.lm.model) as start:
+                before = _logprobs(start, ids, self.settings.temperature)[own]
             total += float(((before - now).exp() - 1 - (before - now)).sum())
             count += int(own.sum())
         self.lm.model.train(training)
         return total / max(count, 1)
+
+
+def _reference(model: Any, settings: GRPOSettings) -> Callable[[Any], contextlib.AbstractContextManager[Any]]:
+    """A context in which the model that the run starts from can be asked: a copy of it, or with LoRA the adapter as it was.
+
+    With `beta` above 0 TRL keeps a reference of its own, and none is made here.
+    """
+    if settings.beta > 0 or settings.lora is None:
+        kept = None if settings.beta > 0 else copy.deepcopy(model).requires_grad_(False)
+        return lambda now: contextlib.nullcontext(kept)
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    def adapter(of: Any) -> dict[str, Tensor]:
+        return {k: v.detach().clone() for k, v in get_peft_model_state_dict(of).items()}
+
+    start = adapter(model)
+
+    @contextlib.contextmanager
+    def as_it_was(now: Any) -> Iterator[Any]:
+        trained = adapter(now)
+        set_peft_model_state_dict(now, start)
+        try:
+            yield now
+        finally:
+            set_peft_model_state_dict(now, trained)
+
+    return as_it_was
 
 
 def _logprobs(model: Any, ids: Tensor, temperature: float) -> Tensor:

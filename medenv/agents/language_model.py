@@ -108,24 +108,27 @@ def load_model(
     lora: int | None = None,
     chat_template: str | None = None,
     pad_token: str | None = None,
+    tokenizer_from: str | Path | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> LanguageModel:
     """A causal model from a directory or by its name on Hugging Face, with what a consultation needs checked before its weights are read.
 
-    `context`: tokens that a consultation may take; `lora`: train an adapter of this rank instead of the model, its start drawn with `seed`;
+    `context`: tokens that a consultation may take at most (0: what the model holds); `tokenizer_from`: a directory with another tokenizer,
+    as an adapter's has it; `lora`: train an adapter of this rank instead of the model, its start drawn with `seed`;
     `chat_template` (its text) and `pad_token`: instead of the tokenizer's; `device`: CUDA where there is any; `dtype`: bfloat16 on CUDA,
     float32 elsewhere. RunError, each with what to do: no model there, no causal model, a memory that can't be cut row by row, no chat
     template or one that is not prefix-stable, no pad token, less context than asked for, LoRA without peft.
     """
     source = str(source)
     local = _on_this_machine(source)
+    source = str(Path(source).resolve()) if local and Path(source).is_dir() else source  # adapters on top remember it
     with _quiet(), _readable(source):
         config = AutoConfig.from_pretrained(source, local_files_only=local)
     limit = _checked(config, source, context)
     with _quiet(), _readable(source):
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_from or source, local_files_only=local or tokenizer_from is not None)
     tokenizer.chat_template = chat_template or tokenizer.chat_template
     tokenizer.pad_token = pad_token or tokenizer.pad_token
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= config.get_text_config().vocab_size:
@@ -140,7 +143,7 @@ def load_model(
         adapter = peft.LoraConfig(r=lora, lora_alpha=2 * (lora or 0), target_modules="all-linear", task_type="CAUSAL_LM")
         with _seeded(seed), warnings.catch_warnings(action="ignore", category=FutureWarning):  # between peft and transformers
             model = peft.get_peft_model(model, adapter)
-    return LanguageModel(model.to(device).eval(), tokenizer, chat, limit)
+    return LanguageModel(model.to(device).eval(), tokenizer, chat, context or limit)
 
 
 def _on_this_machine(source: str) -> bool:

@@ -8,7 +8,7 @@ Does not cover: what is learned from them (`credit`, `grpo`), records on disk (`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -132,7 +132,7 @@ def _hold(
         if written is not None:
             h.conversation = written[i]
         if not h.ended:
-            h.failure = "the model's context was full before the consultation ended: give it more context, or shorter or fewer turns"
+            h.failure = "the doctor broke off; a language model does when its context is full: give it more, or shorter or fewer turns"
         if credit == OUTCOME:
             h.paid.credits = [0.0] * len(h.paid.asks)
     return held
@@ -186,6 +186,3 @@ def summary(held: Sequence[Held]) -> dict[str, float]:
 def rollout_seeds(seed: int, what: str, step: int, numbers: Sequence[int]) -> list[int]:
     """A seed of its own for each rollout: a function of the run's seed, the step and the rollout's number."""
     return [seed_for(seed, what, step, n) for n in numbers]
-
-
-Progress = Callable[[dict[str, Any]], None]

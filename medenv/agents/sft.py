@@ -74,6 +74,9 @@ def demonstrations(
     doctor = make_doctor(settings.doctor, train.setup.tables, seed_for(settings.seed, "demonstrator"))
     learned = demonstrate(train, doctor, settings.demonstrations, settings.seed, "sft train", settings.wordings)
     held = demonstrate(validation, doctor, settings.evaluate_episodes, settings.seed, "sft validation", settings.wordings)
+    failed = [h.failure for h in (*learned, *held) if h.failure]
+    if failed:
+        raise RunError(f"{len(failed)} of {settings.doctor}'s demonstrations could not be finished: {failed[0]}")
     return [messages(h.transcript) for h in learned], [messages(h.transcript) for h in held]
 
 
@@ -125,6 +128,7 @@ class ShortFirst(Sampler[int]):
             chunks = [shuffled[i : i + window] for i in range(0, n, window)]
             chunks = [c[np.argsort(self.lengths[c], kind="stable")] for c in chunks]
             batches = [c[i : i + self.batch] for c in chunks for i in range(0, len(c), self.batch)]
+            batches = [b for b in batches if len(b) == self.batch] or batches  # a short one would shift all that follow
             order = range(len(batches)) if epoch == 0 else np.argsort(key[: len(batches)], kind="stable").tolist()
             rows = np.concatenate([batches[i] for i in order])[:left]
             yield from rows.tolist()
@@ -173,7 +177,8 @@ class ConsultSFT(SFTTrainer):
             processing_class=lm.tokenizer,
             data_collator=lambda some: collate(some, self.pad),
         )
-        self.model_accepts_loss_kwargs: bool = False  # each pass has a mean of its own
+        self.model_accepts_loss_kwargs: bool = False  # the trainer divides each pass's loss by their number
+        self.weight = 1.0
 
     def _get_train_sampler(self, *_: Any) -> Sampler[int]:
         return ShortFirst(self.rows_lengths, self.settings.batch, self.args.max_steps, self.settings.seed)
@@ -184,10 +189,17 @@ class ConsultSFT(SFTTrainer):
         return self.lr_scheduler
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Tensor:
-        """Mean of the weighted loss over the tokens of a pass."""
-        total, count = weighted_loss(model, inputs)
+        """A pass's part of the weighted mean over the tokens of the whole update, whatever its passes and processes."""
+        total, _ = weighted_loss(model, inputs)
         self.tokens += int(inputs["attention_mask"].sum())
-        return total / count.clamp(min=1e-9)
+        return total / self.weight * self.accelerator.num_processes * self.current_gradient_accumulation_steps
+
+    def get_batch_samples(self, *arguments: Any, **named: Any) -> Any:
+        """The passes of an update; their weights are added up over all processes."""
+        samples, items = super().get_batch_samples(*arguments, **named)
+        own = torch.stack([b["weights"][:, 1:].sum() for b in samples]).sum() if samples else torch.zeros(())
+        self.weight = max(float(self.accelerator.reduce(own.to(self.accelerator.device), reduction="sum")), 1e-9)
+        return samples, items
 
     def tokens_seen(self) -> int:
         """Tokens read since the last call, padding not counted, of this process."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 import medenv
 from medenv.agents.conversation import Conversation, Reply
@@ -101,9 +102,11 @@ def save_doctor(folder: str | Path, lm: LanguageModel, about: About) -> None:
                 os.fsync(written.fileno())
             os.replace(file, folder / file.name)
         shutil.rmtree(fresh)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(fresh, ignore_errors=True)
-        raise RunError(f"could not write {folder}: {error.strerror or error}; what was there is kept, make room") from error
+        raise RunError(
+            f"could not write {folder}: {getattr(error, 'strerror', None) or error}; what was there is kept, make room"
+        ) from error
 
 
 def read_about(source: str | Path) -> About | None:
@@ -151,7 +154,7 @@ def load_doctor(source: str | Path, base: KnowledgeBase | None = None, format: s
 
 
 def _with_adapter(folder: Path, how: dict[str, Any]) -> LanguageModel:
-    """A LoRA adapter on top of the model that it names; with `lora` it goes on being trained."""
+    """A LoRA adapter on top of the model that it names: as such with `lora`, its rank, to go on training it, else merged into the model."""
     try:
         import peft
 
@@ -160,13 +163,18 @@ def _with_adapter(folder: Path, how: dict[str, Any]) -> LanguageModel:
         raise RunError(f"{folder} holds a LoRA adapter, and peft is not installed: pip install 'medenv[trl]'") from None
     except (ValueError, LookupError) as error:
         raise RunError(f"{folder / _ADAPTER} can't be read ({error}): put back a copy of it, or train again") from None
-    trained = how.pop("lora", None) is not None
-    lm = load_model(named, **how)
+    rank = how.pop("lora", None)
+    lm = load_model(named, **how, tokenizer_from=folder)
     try:
-        model = peft.PeftModel.from_pretrained(lm.model, str(folder), is_trainable=trained).eval()
+        model = peft.PeftModel.from_pretrained(lm.model, str(folder), is_trainable=rank is not None).eval()
     except Exception as error:  # whatever peft and safetensors raise on a cut or foreign file
         raise RunError(f"{folder}: its adapter does not fit {named} ({f'{error}'.splitlines()[0][:100]}): put back a copy of it") from error
-    return replace(lm, model=model)
+    own = model.peft_config["default"].r
+    if rank is not None and rank != own:
+        raise RunError(
+            f"{folder} holds an adapter of rank {own}, and lora is {rank}: give lora={own}, or none to train the merged model whole"
+        )
+    return replace(lm, model=model if rank is not None else model.merge_and_unload().requires_grad_(True))
 
 
 def make_text_doctor(name: str, setup: Setup, format: str | Format = "any", temperature: float = 0.0) -> TextDoctor:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.util
 import math
 import os
@@ -29,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging
 
@@ -37,20 +39,21 @@ from medenv.agents.grpo import ConsultGRPO, GRPOSettings, check_grpo, with_rewar
 from medenv.agents.language_model import LanguageModel
 from medenv.agents.rollouts import Held, Room, rollout_seeds, summary
 from medenv.agents.sft import ConsultSFT, SFTSettings, check_sft, demonstrations, held_out_loss, start_model, tokenised
-from medenv.agents.text_doctor import POLICY, About, TextDoctor, save_doctor
+from medenv.agents.text_doctor import POLICY, About, TextDoctor, policy_folder, save_doctor
 from medenv.errors import RunError
 from medenv.hashing import seed_for
 from medenv.runs.plots import plot_learning_curve
-from medenv.runs.records import read_trajectories, write_atomically
+from medenv.runs.records import read_trajectories, trajectory_file, write_atomically
 from medenv.runs.run_directory import FULL, RunDirectory, plain, read_metrics
 
 Progress = Callable[[dict[str, Any]], None]
 
 CHECKPOINTS, COMPLETE, SAMPLES = "checkpoints", "complete", "samples"
-DEFAULT_STEPS = {"sft": 2000, "grpo": 200}  # updates, where no budget is given
+DEFAULT_STEPS = {"sft": 800, "grpo": 120}  # updates, where no budget is given
 MOST_STEPS = 20_000  # a budget in seconds alone ends here
 CHANGEABLE = ("seconds", "steps", "tensorboard", "wandb")  # settings that a resumed run may change
 SHOWN = 4  # consultations in a file of samples
+ENDS = 2**20  # bytes of a file's beginning and end that its hash covers
 
 
 def train(settings: Settings, output: Path, resume: bool = False, progress: Progress | None = None) -> dict[str, Any]:
@@ -77,7 +80,7 @@ def train(settings: Settings, output: Path, resume: bool = False, progress: Prog
         if processes().is_main_process:
             base = room.setup.base
             chosen = plain({f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)})
-            about = {"kind": kind, "base": base.id, "fingerprint": base.fingerprint, "settings": chosen}
+            about = {"kind": kind, "base": base.id, "fingerprint": base.fingerprint, "inputs": _inputs(settings), "settings": chosen}
             run = RunDirectory(Path(output), about, resume, CHANGEABLE)
             finished = run.final(lambda last: bool(last.get("plateau")) or _spent(settings, last["steps"], last["seconds"]) >= 1.0)
             last_checkpoint(run.path / CHECKPOINTS)  # away with what a kill cut off, before other processes look
@@ -110,6 +113,7 @@ class _Run(TrainerCallback):
             earlier = read_metrics(path / "metrics.jsonl")
         self.started = started - (earlier[-1]["seconds"] if earlier else 0.0)
         self.clock = _from_first(time.perf_counter() - self.started)  # seconds spent, the same in every process
+        self.plateau = bool(earlier and earlier[-1].get("plateau"))
         self.returns = [r["validation_return"] for r in earlier if r.get("validation_return") is not None]
         self.updated = time.perf_counter()
         self.due = self.stop = False
@@ -165,13 +169,13 @@ class _Run(TrainerCallback):
         if self.checkpoint is None:
             self._line(0, self.extra | self._validated(0))
             self._save_policy()
-        elif self._share(self.logged) >= 1.0:
+        elif self._share(self.logged) >= 1.0 or self.plateau:
             return
         self.updated = time.perf_counter()
         try:
             self.trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
-        except OSError as error:
-            raise RunError(f"could not write {self.path}: {error.strerror or error}; {FULL}") from error
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"could not write {self.path}: {getattr(error, 'strerror', None) or error}; {FULL}") from error
         except RuntimeError as error:
             if "PytorchStreamWriter" not in str(error):
                 raise
@@ -182,7 +186,8 @@ class _Run(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """After an update: what is due."""
         self.clock = _from_first(time.perf_counter() - self.started)
-        over = self._share(state.global_step) >= 1.0
+        whole = state.global_step % getattr(self.settings, "minibatches", 1) == 0  # a batch is learned from whole
+        over = whole and self._share(state.global_step) >= 1.0
         self.due = over or state.global_step % self.settings.evaluate_every == 0
         control.should_training_stop = control.should_training_stop or over
         control.should_save = over or state.global_step % self.settings.checkpoint_every == 0
@@ -193,9 +198,12 @@ class _Run(TrainerCallback):
             return
         figures = {"loss": logs["loss"], "grad_norm": logs.get("grad_norm"), "learning_rate": logs.get("learning_rate")}
         if isinstance(self.trainer, ConsultGRPO):
-            told = dict(self.trainer.told)
-            tokens = sum(len(h.conversation.ids) for h in self.trainer.held)
-            figures |= told | {"entropy": logs.get("entropy"), "clip_fraction": logs.get("clip_ratio/region_mean"), "kl": logs.get("kl")}
+            told_ = dict(self.trainer.told)
+            tokens = told_.pop("tokens") / self.trainer.settings.minibatches
+            if told_["failed"] and self.run is not None:
+                failed = [h for h in self.trainer.held if h.failure]
+                write_atomically(self.path / SAMPLES / f"{state.global_step:06d}_failed.txt", told(failed), FULL)
+            figures |= told_ | {"entropy": logs.get("entropy"), "clip_fraction": logs.get("clip_ratio/region_mean"), "kl": logs.get("kl")}
         else:
             tokens = self.trainer.tokens_seen()
         now = time.perf_counter()
@@ -221,6 +229,7 @@ class _Run(TrainerCallback):
                     os.fsync(written.fileno())
         if not self.held_out:
             self._save_policy()
+        self.run.sync()
         write_atomically(folder / COMPLETE, f"{state.global_step}\n", FULL)
         for other in (self.path / CHECKPOINTS).glob("checkpoint-*"):
             if other != folder:
@@ -242,7 +251,7 @@ class _Run(TrainerCallback):
         with self.trainer.accelerator.autocast():
             held = self.validation.hold(cases, doctor, rollout_seeds(self.settings.seed, "validation", 0, n))
         found = summary(held)
-        write_atomically(self.path / SAMPLES / f"{update:06d}.txt", told(held, self.validation), FULL)
+        write_atomically(self.path / SAMPLES / f"{update:06d}.txt", told(held), FULL)
         if self.held_out:
             self._watch(found["return"])
         keys = ("return", "accuracy", "questions", "repeat_rate", "format_errors", "failed")
@@ -281,7 +290,7 @@ class _Run(TrainerCallback):
         self.progress(line)
 
 
-def told(held: Sequence[Held], room: Room) -> str:
+def told(held: Sequence[Held]) -> str:
     """Some consultations as text: those that failed first, then the first ones."""
     some = sorted(held, key=lambda h: h.failure is None)[:SHOWN]
     parts = []
@@ -308,6 +317,27 @@ def _spent(settings: Settings, steps: int, seconds: float) -> float:
     shares = [] if settings.seconds is None else [seconds / settings.seconds, steps / MOST_STEPS]
     shares += [] if settings.steps is None else [steps / settings.steps]
     return max(shares)
+
+
+def _inputs(settings: Settings) -> dict[str, str]:
+    """What tells that the files a run starts from are still the same: hashes of their sizes, first and last megabytes."""
+    folder = policy_folder(settings.model) if settings.model else None
+    files = sorted(folder.glob("*.safetensors")) if folder is not None and folder.is_dir() else []
+    found = {"model": files, "trajectories": [trajectory_file(t)] if (t := getattr(settings, "trajectories", "")) else []}
+    return {name: digest(some) for name, some in found.items() if some and all(f.is_file() for f in some)}
+
+
+def digest(files: Sequence[Path]) -> str:
+    """Twelve hexadecimal digits over names, sizes, and the first and last megabyte of each file."""
+    out = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        out.update(f"{file.name} {size}".encode())
+        with file.open("rb") as content:
+            out.update(content.read(ENDS))
+            content.seek(max(0, size - ENDS))
+            out.update(content.read(ENDS))
+    return out.hexdigest()[:12]
 
 
 def _from_first(value: Any) -> Any:

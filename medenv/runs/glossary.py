@@ -39,7 +39,7 @@ GLOSSARY: dict[str, tuple[str, str, str]] = {  # key: (formula or meaning, healt
     "failed": (
         "consultations of the update that could not be finished or scored; left out",
         "0",
-        "above 0: see `failure` in the sample files",
+        "above 0: their causes are in RUN/samples/*_failed.txt",
     ),
     "skipped_groups": (
         "groups without spread, or with fewer than two scored members; left out",

@@ -54,7 +54,7 @@ class RunDirectory:
 
     def _check_same(self, changeable: tuple[str, ...]) -> None:
         saved = _saved(self.path)
-        for key in ("kind", "base", "fingerprint"):
+        for key in [k for k in ("kind", "base", "fingerprint", "inputs") if k in self.about]:
             if saved.get(key) != self.about[key]:
                 raise RunError(f"{self.path}: the run's {key} is {saved.get(key)!r}, this one's is {self.about[key]!r}: start a new run")
         old, new = saved["settings"], self.about["settings"]
@@ -90,11 +90,15 @@ class RunDirectory:
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         return RunError(f"{self.path / name} is damaged or another run's ({why[:100]}): put back a copy of it, or start a new run")
 
-    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Metrics reach the disk first, so that no checkpoint is ahead of them."""
+    def sync(self) -> None:
+        """Metrics reach the disk."""
         if self._metrics is not None:
             with self._room():
                 os.fsync(self._metrics.fileno())
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Metrics reach the disk first, so that no checkpoint is ahead of them."""
+        self.sync()
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         write_atomically(self.path / "checkpoint.pt", buffer.getvalue(), FULL)

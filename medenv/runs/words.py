@@ -110,12 +110,29 @@ def _trained(plan: Plan, arm: str, about: Plan, seed: int, cell: Path, folder: P
     ]
     command += ["--output", str(cell), "--resume"]
     if (cell / "final.json").exists():
+        _check_same(cell, about["train"], keys)
         return
     click.echo(f"{arm}, seed {seed}: {' '.join(command[1:])}")
     threads = str(plan["threads"])
     quiet = {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     if subprocess.run(command, env=os.environ | quiet, stdout=subprocess.DEVNULL, check=False).returncode:
         raise RunError(f"{arm}, seed {seed}: training failed; run the command again to resume it")
+
+
+def _check_same(cell: Path, kind: str, keys: Plan) -> None:
+    """RunError where a finished run was made with other settings than these."""
+    from medenv.agents.grpo import GRPOSettings, with_reward
+    from medenv.agents.sft import SFTSettings
+    from medenv.runs.run_directory import saved_settings
+    from medenv.runs.settings import read_settings
+
+    wanted: Any = read_settings(GRPOSettings, keys) if kind == "grpo" else read_settings(SFTSettings, keys)
+    wanted = with_reward(wanted) if kind == "grpo" else wanted
+    for name, value in saved_settings(cell).items():
+        if getattr(wanted, name) != value:
+            raise RunError(
+                f"{cell}: the run's {name} is {value!r}, the settings' is {getattr(wanted, name)!r}: remove it, or give other --runs"
+            )
 
 
 def _last(cell: Path) -> dict[str, Any]:
@@ -153,7 +170,6 @@ def _row(arm: str, how: str, seeds: Sequence[list[Record]], reference: list[Reco
         "repeat_rate": round(sum(again for again, _ in asked) / max(sum(n for _, n in asked), 1), 4),
         "undiagnosed": round(float(np.mean([e["undiagnosed"] for e in ends])), 4),
         "mean_return": round(float(np.mean([e["return"] for e in ends])), 4),
-        "failures": sum(r["end"] is None for records in seeds for r in records),
     }
 
 
@@ -216,7 +232,7 @@ def _greedy_curve(plan: Plan) -> list[tuple[float, float]]:
 
 
 def _plot(cells: Mapping[str, Sequence[Path]], file: Path) -> None:
-    """Validation accuracy over seconds of training, one line a seed, for each arm; arms that start from another one begin at its end."""
+    """Accuracy over updates, one line a seed, for each arm: on validation cases, and of GRPO's own sampled consultations."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -132,8 +132,9 @@ def test_constraints__pin_every_dependency_once() -> None:
     version = {canonicalize_name(p.name): next(iter(p.specifier)).version for p in pins}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = [Requirement(r) for group in (project["dependencies"], *project["optional-dependencies"].values()) for r in group]
+    unpinned = {"medenv", "vllm"}  # vLLM is for GPUs and brings a torch and a transformers of its own: never beside these pins
     for r in asked:
-        assert r.name == "medenv" or r.specifier.contains(version[canonicalize_name(r.name)]), r
+        assert r.name in unpinned or r.specifier.contains(version[canonicalize_name(r.name)]), r
 
 
 def test_architecture__names_tests_that_exist() -> None:

@@ -35,6 +35,8 @@ TEXT = "MedConsultText-v0"
 DECODINGS = {"greedy decoding": 0.0, "sampled": 1.0}
 CONFIDENCES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of greedy, for its accuracy at another doctor's number of questions
 
+SMOOTH = 10  # updates
+
 Plan = Mapping[str, Any]
 Table = list[dict[str, Any]]
 
@@ -70,7 +72,7 @@ def main(settings: Path, output: Path | None, runs: Path, only: str) -> None:
     differences = [_difference(b, a, how, found[b, how], found[a, how]) for how in DECODINGS for a, b in pairs]
     note = "Accuracy of `arm` minus that of `than` on the same cases from the same seeds, seeds and cases resampled."
     write_table(table.with_name(f"{table.name}_differences"), differences, [note], command, "torch", "transformers", "trl")
-    _plot(cells, table.with_suffix(".png"))
+    _plot(plan, cells, table.with_suffix(".png"))
 
 
 def _cells(settings: Path, folder: Path, only: str) -> tuple[Plan, dict[str, list[Path]]]:
@@ -231,8 +233,11 @@ def _greedy_curve(plan: Plan) -> list[tuple[float, float]]:
     return out
 
 
-def _plot(cells: Mapping[str, Sequence[Path]], file: Path) -> None:
-    """Accuracy over updates, one line a seed, for each arm: on validation cases, and of GRPO's own sampled consultations."""
+def _plot(plan: Plan, cells: Mapping[str, Sequence[Path]], file: Path) -> None:
+    """Accuracy over minutes of training, one line a seed, for each arm: on validation cases, and of GRPO's own sampled consultations.
+
+    An arm that starts from another one begins where that ended; sampled accuracy is a mean over the last ten updates.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -242,12 +247,18 @@ def _plot(cells: Mapping[str, Sequence[Path]], file: Path) -> None:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for k, (arm, row) in enumerate(cells.items()):
-        for axes, key in ((left, "validation_accuracy"), (right, "accuracy")):
-            curves = [[(r["update"], r[key]) for r in read_metrics(cell / "metrics.jsonl") if r.get(key) is not None] for cell in row]
-            for number, points in enumerate(c for c in curves if c):
-                axes.plot(*zip(*points, strict=True), color=f"C{k}", alpha=0.8, linewidth=1.1, label=None if number else arm)
-    for axes, title in ((left, "validation cases, greedy decoding"), (right, "training cases, sampled (GRPO)")):
-        axes.set_xlabel("updates")
+        start = plan["arms"][arm].get("start")
+        for number, cell in enumerate(row):
+            before = _last(cells[start][number])["seconds"] if start else 0.0
+            lines = read_metrics(cell / "metrics.jsonl")
+            for axes, key, over in ((left, "validation_accuracy", 1), (right, "accuracy", SMOOTH)):
+                points = [((before + r["seconds"]) / 60, r[key]) for r in lines if r.get(key) is not None]
+                if len(points) > over:
+                    x, y = np.array(points).T
+                    smooth = np.convolve(y, np.full(over, 1 / over), "valid")
+                    axes.plot(x[over - 1 :], smooth, color=f"C{k}", alpha=0.8, linewidth=1.2, label=None if number else arm)
+    for axes, title in ((left, "validation cases, greedy decoding"), (right, f"training cases, sampled; mean of {SMOOTH} updates")):
+        axes.set_xlabel("minutes of training on one core, the start's included")
         axes.set_ylabel("accuracy")
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3)

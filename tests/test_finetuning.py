@@ -25,6 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of transform
 from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: E402
 
 from medenv.agents.conversation import Conversation  # noqa: E402
+from medenv.agents.credit import Paid  # noqa: E402
 from medenv.agents.finetuning import make_room  # noqa: E402
 from medenv.agents.generation import Sampling, converse_apart  # noqa: E402
 from medenv.agents.grpo import ConsultGRPO, GRPOSettings, cut  # noqa: E402
@@ -273,7 +274,7 @@ def test_groups_without_spread__are_out_of_the_loss(trainer: ConsultGRPO, monkey
     def flat(self: Room, *arguments: Any) -> list[Held]:
         held = hold(self, *arguments)
         for h in held[:4]:
-            h.paid.total, h.paid.credits = 1.0, [0.5] * len(h.paid.credits)
+            h.paid = Paid(1.0, [0.5] * len(h.paid.credits), h.paid.asks)
         return held
 
     monkeypatch.setattr(Room, "hold", flat)

@@ -41,8 +41,11 @@ from medenv.notice import NOTICE
 
 SMOKE = {"num_envs": 64, "rollout": 8, "steps": 1536, "minibatch": 256, "evaluate_every": 1, "evaluate_episodes": 128}
 _SMALL = {"env": {"knowledge": "scope:12", "max_turns": 6}, "evaluate_episodes": 32, "threads": 1}
-_EVERY = {"evaluate_every": 10, "checkpoint_every": 10}
-SMOKE_SFT = {**_SMALL, **_EVERY, "steps": 30, "demonstrations": 512, "hidden": 64, "layers": 2, "vocabulary": 512, "max_new_tokens": 24}
+_EVERY = {"evaluate_every": 40, "checkpoint_every": 40}
+SMOKE_SFT = {
+    **_SMALL, **_EVERY, "steps": 80, "demonstrations": 400, "hidden": 48, "layers": 2, "heads": 2, "vocabulary": 400, "max_new_tokens": 24,
+    "learning_rate": 8e-3, "learning_rate_end": 0.3,
+}  # fmt: skip
 SMOKE_GRPO = {**_SMALL, "steps": 4, "batch": 32, "evaluate_every": 2, "checkpoint_every": 2, "max_new_tokens": 24}
 
 

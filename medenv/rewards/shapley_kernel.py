@@ -87,7 +87,17 @@ def exact_values(games: Games, value: str, dtype: type) -> Floats:
         sums[~group.filled] = 0.0
         sums += ((gain[group.games] - sums.sum(1)) / seats.placed[group.games])[:, None]
         out.reshape(-1)[group.player[group.filled]] = sums[group.filled]
-    return out + _truth_shares(games, depth) if value == "log_probability" else out
+    if value != "log_probability":
+        return out
+    shares, there = _truth_shares(games, depth), _placed(games)
+    values = out + shares  # shares may be large: what adding them up rounds off is spread, so that the sum is the gain in any BLAS's order
+    left = gain + _in_order(shares) - _in_order(values)
+    return values + there * (left / np.maximum(there.sum(1), 1))[:, None]
+
+
+def _in_order(values: Floats) -> Floats:
+    """[B] sums along rows from the first on: missing players change no bit."""
+    return values.cumsum(1)[:, -1]
 
 
 def table_sums(fill: Callable[[slice, NDArray], None], games: int, a: int, b: int, dtype: type) -> Floats:

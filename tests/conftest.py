@@ -22,6 +22,16 @@ settings.register_profile(
 settings.load_profile("medenv")
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: threads that wait for each other on a busy machine take 20 times as long for models this small."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def tiny_base() -> KnowledgeBase:
     """Three conditions, six findings, two age bands: small enough to enumerate every patient that it can make.
 

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="language models need torch")
 pytest.importorskip("trl", reason="training needs trl")
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, about what trl calls
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # of transformers, about what trl calls
+    pytest.mark.usefixtures("one_thread"),
+]
 
 from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: E402
 
@@ -62,14 +64,6 @@ SFT = SFTSettings(
 def grpo(start: Path | str, **more: Any) -> GRPOSettings:
     small = SMALL | {"model": str(start), "batch": 16, "group": 4, "steps": 3, "warmup": 1, "evaluate_every": 3, "checkpoint_every": 1}
     return GRPOSettings(**(small | more))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

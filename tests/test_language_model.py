@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="language models need torch")
 pytest.importorskip("transformers", reason="language models need transformers")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, T5Config  # noqa: E402
 
@@ -48,15 +49,6 @@ def untrained(likely: float = 3.0) -> LanguageModel:
     with torch.no_grad():
         lm.model.lm_head.weight[lm.chat.end] *= likely
     return lm
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other on a busy machine take 20 times as long for models this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,8 @@ def exact_values(games: Games, value: str, dtype: type) -> Floats:
     final = games.prior + (games.players.sum(1) - games.top.cumsum(1)[:, -1:])  # in order: missing players change no bit
     gain = _worth(final, games.truth, value) - _worth(games.prior, games.truth, value)
     depth = None if games.parents is None else depths(games.parents)
-    seats = _seats(_placed(games), games.parents, depth)
+    placed = _placed(games)
+    seats = _seats(placed, games.parents, depth)
     wide = (final.max(1) < SAFE) | (dtype != np.float32)
     a, b = _bucket(seats.first, seats.placed - seats.first)
     code = np.where(seats.placed > 0, (wide * 64 + a) * 64 + b, -1)
@@ -89,10 +90,10 @@ def exact_values(games: Games, value: str, dtype: type) -> Floats:
         out.reshape(-1)[group.player[group.filled]] = sums[group.filled]
     if value != "log_probability":
         return out
-    shares, there = _truth_shares(games, depth), _placed(games)
+    shares, there = _truth_shares(games, depth), placed
     values = out + shares  # shares may be large: what adding them up rounds off is spread, so that the sum is the gain in any BLAS's order
-    left = gain + _in_order(shares) - _in_order(values)
-    return values + there * (left / np.maximum(there.sum(1), 1))[:, None]
+    left = gain - _in_order(values - shares)
+    return values + there * (left / np.maximum(seats.placed, 1))[:, None]
 
 
 def _in_order(values: Floats) -> Floats:

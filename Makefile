@@ -33,5 +33,5 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install -c constraints.txt -e ".[torch,plots,track,trl,dev]"
+	$(PIP) install -c constraints.txt -e ".[torch,plots,track,trl,ray,dev]"
 	@touch $(VENV)/demo.stamp $@

@@ -2,9 +2,10 @@
 
 Reads top to bottom: settings, the learner (update, collect, learn, validate, imitate), advantages.
 
-Two things are for training only, and settings: `expected_accuracy` pays belief[diagnosis] in place of 0 or 1 (the same mean, less
-noise), and `gain_bonus` adds information gain that fades to 0. Reported returns are always the environment's own mix. Patients: seeds
-are hashed from the run's own; training uses the split train, validation the split validation, and test is never touched.
+Three things are for training only, and settings: `expected_accuracy` pays belief[diagnosis] in place of 0 or 1 (the same mean, less
+noise), `gain_bonus` adds information gain that fades to 0, and `credit_each_turn` moves Shapley credit from the end to its turns.
+Reported returns are always the environment's own mix, or the judge's. Patients: seeds are hashed from the run's own; training uses the
+split train, validation the split validation, and test is never touched.
 
 What is logged is explained in `medenv.runs.training.GLOSSARY`.
 
@@ -45,6 +46,7 @@ from medenv.envs.setup import Setup
 from medenv.envs.vector import ConsultVectorEnv
 from medenv.errors import RewardError, RunError, unknown
 from medenv.hashing import seed_for
+from medenv.rewards.mix import parse_mix
 
 
 @dataclass
@@ -71,6 +73,8 @@ class PPOSettings:
     expected_accuracy: bool = True  # train on belief[diagnosis] instead of 0 or 1
     gain_bonus: float = 0.2  # training reward per nat gained at the start; it falls linearly to 0
     gain_bonus_until: float = 0.4  # share of the budget
+    credit_each_turn: bool = False  # pay `shapley_credit` to the turns whose answers earned it, not as a sum at the end
+    judge: str = ""  # reward mix that validation is scored with, where several trainings are compared; empty: the environment's own
     gate_start: float = -4.0  # logit of stopping at the start: ask first
     sharpness_start: float = 3.0  # alpha of alpha·log belief at the start
     hidden: int = 128  # width of the two hidden layers (policy, value)
@@ -109,9 +113,13 @@ class PPO:
         self.env = make_env(s, "train", s.num_envs)
         setup = self.env.setup
         setup.rewards.check_gamma(s.gamma)
-        if setup.rewards.needs_differential:
-            names = ", ".join(setup.rewards.needs_differential)
-            raise RewardError(f"{names} scores a differential, and PPO hands in none while it trains: leave it out of the reward mix")
+        for mix in (setup.rewards, *([parse_mix(s.judge)] if s.judge else [])):
+            if mix.needs_differential:
+                names = ", ".join(mix.needs_differential)
+                raise RewardError(f"{names} scores a differential, and PPO hands in none while it trains: leave it out of the reward mix")
+        self.credit_weight = setup.rewards.weight_of_credit() if s.credit_each_turn else 0.0
+        if s.credit_each_turn and not self.credit_weight:
+            raise RewardError(f"credit_each_turn moves Shapley credit to its turns, and {setup.rewards} has none: add shapley_credit")
         self.tables, self.Q = setup.tables, setup.num_questions
         self.generator = torch.Generator().manual_seed(seed_for(s.seed, "ppo network"))
         self.architecture = Architecture(
@@ -133,6 +141,7 @@ class PPO:
         self.observation = self.env.reset(seed=seed_for(s.seed, "ppo train"))[0]
         self.episode_return = np.zeros(s.num_envs)
         self.episode_questions = np.zeros(s.num_envs)
+        self.episode_turns = np.zeros(s.num_envs, np.int64)
 
     def update(self, progress: float) -> dict[str, float]:
         """One rollout and what is learned from it; `progress` in [0, 1] is the share of the budget that is spent."""
@@ -159,7 +168,8 @@ class PPO:
         s, engine, rows = self.settings, self.env.engine, np.arange(self.settings.num_envs)
         turns: list[tuple[Any, ...]] = []
         evidence, values, finished = [], [], []
-        for _ in range(s.rollout):
+        paid = np.zeros((s.rollout, s.num_envs))
+        for turn in range(s.rollout):
             observation, truth, entropy = self.observation, engine.truth.copy(), engine.entropy.copy()
             belief, about = believe(observation, self.tracker), torch.from_numpy(context(observation, self.architecture))
             open_ = torch.from_numpy(open_questions(observation, self.Q))
@@ -171,29 +181,32 @@ class PPO:
             last = info.get("final_info", info)
             self.episode_return += reward
             self.episode_questions += chosen < self.Q
-            train_reward = reward + gain_bonus * np.where(ended, 0.0, entropy - engine.entropy)
+            paid[turn] = reward + gain_bonus * np.where(ended, 0.0, entropy - engine.entropy)
             if ended.any():
                 over = np.flatnonzero(ended & last["scored"])
                 finished.append(np.stack([self.episode_return[over], self.episode_questions[over], chosen[over] - self.Q == truth[over]]))
                 if s.expected_accuracy and self.accuracy_weight:
                     hit = last["belief"][rows, np.maximum(chosen - self.Q, 0)] - (chosen - self.Q == truth)
-                    train_reward += np.where(ended & (chosen >= self.Q), self.accuracy_weight * hit, 0.0)
+                    paid[turn] += np.where(ended & (chosen >= self.Q), self.accuracy_weight * hit, 0.0)
                 if truncated.any():
-                    train_reward += s.gamma * np.where(truncated, self._value(info["final_obs"]), 0.0)
+                    paid[turn] += s.gamma * np.where(truncated, self._value(info["final_obs"]), 0.0)
+                if self.credit_weight:
+                    move_credit(paid, turn, over, self.episode_turns[over], self.credit_weight * last["credits"][over])
                 self.episode_return[ended] = 0.0
                 self.episode_questions[ended] = 0.0
+            self.episode_turns = np.where(ended, 0, self.episode_turns + 1)
             if self.tracker is not None:
                 evidence.append(tracked(observation))
             values.append(heads.value)
-            result = (train_reward.astype(np.float32), ended, last["scored"], truth.astype(np.int64))
-            turns.append((belief, about, open_, action, log_probability, *result))
+            turns.append((belief, about, open_, action, log_probability, ended, last["scored"], truth.astype(np.int64)))
         values.append(torch.from_numpy(self._value(self.observation)))
-        b, c, o, a, lp, r, e, sc, tr = (torch.stack([torch.as_tensor(x) for x in column]) for column in zip(*turns, strict=True))
+        b, c, o, a, lp, e, sc, tr = (torch.stack([torch.as_tensor(x) for x in column]) for column in zip(*turns, strict=True))
         metrics = {"stop_rate": float((a >= self.Q).float().mean()), "unscored": float((~sc).sum())}
         if finished:
             means = np.concatenate(finished, axis=1).mean(axis=1)
             metrics |= {"return": float(means[0]), "questions": float(means[1]), "accuracy": float(means[2])}
-        return Rollout(b, c, o, a, lp, torch.stack(values), r, e, sc, tr, evidence), metrics
+        reward_ = torch.from_numpy(paid.astype(np.float32))
+        return Rollout(b, c, o, a, lp, torch.stack(values), reward_, e, sc, tr, evidence), metrics
 
     def learn(self, rollout: Rollout, entropy_coefficient: float) -> dict[str, float]:
         """PPO's clipped objective over shuffled minibatches of the transitions that were scored."""
@@ -243,7 +256,7 @@ class PPO:
     def validate(self) -> dict[str, float]:
         """Greedy decoding on the run's fixed validation cases; every case counts once, short or long."""
         n = self.settings.evaluate_episodes
-        env = make_env(self.settings, "validation", n)
+        env = make_env(self.settings, "validation", n, self.settings.judge)
         observation = env.reset(seed=seed_for(self.settings.seed, "ppo validation"))[0]
         alive, total, questions, right = np.ones(n, bool), np.zeros(n), np.zeros(n), np.zeros(n, bool)
         scored, guessed = np.ones(n, bool), np.zeros(n, bool)
@@ -299,7 +312,7 @@ class PPO:
             "tracker_optimiser": None if self.tracker_optimiser is None else self.tracker_optimiser.state_dict(),
             "generator": self.generator.get_state(),
             "env": {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in self.env.snapshot().items()},
-            "episode": (torch.from_numpy(self.episode_return.copy()), torch.from_numpy(self.episode_questions.copy())),
+            "episode": [torch.from_numpy(x.copy()) for x in (self.episode_return, self.episode_questions, self.episode_turns)],
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -311,7 +324,7 @@ class PPO:
             self.tracker_optimiser.load_state_dict(state["tracker_optimiser"])
         self.generator.set_state(state["generator"])
         self.observation = self.env.restore({k: v.numpy() if isinstance(v, Tensor) else v for k, v in state["env"].items()})
-        self.episode_return, self.episode_questions = (x.numpy().copy() for x in state["episode"])
+        self.episode_return, self.episode_questions, self.episode_turns = (x.numpy().copy() for x in state["episode"])
 
     def _heads(self, observation: dict[str, NDArray]) -> Heads:
         about = torch.from_numpy(context(observation, self.architecture))
@@ -323,14 +336,18 @@ class PPO:
         return self._heads(observation).value.numpy()
 
 
-def make_env(settings: PPOSettings, split: str, num_envs: int) -> ConsultVectorEnv:
-    """The batch of one split that the settings ask for; it resets within the step. RunError for an unknown argument."""
+def make_env(settings: PPOSettings, split: str, num_envs: int, judge: str = "") -> ConsultVectorEnv:
+    """The batch of one split that the settings ask for; it resets within the step. RunError for an unknown argument.
+
+    `judge`: another reward mix than the settings'.
+    """
     allowed = [name for name in inspect.signature(Setup).parameters if name != "split"]
     for name in settings.env:
         if name not in allowed:
             why = "; training uses train, validation uses validation" if name == "split" else ""
             raise RunError(f"{unknown('environment argument', name, allowed)}{why}")
-    env = gym.make_vec("MedConsult-v0", num_envs=num_envs, split=split, autoreset_mode="SameStep", **settings.env)
+    arguments = settings.env | ({"reward": judge} if judge else {})
+    env = gym.make_vec("MedConsult-v0", num_envs=num_envs, split=split, autoreset_mode="SameStep", **arguments)
     assert isinstance(env.unwrapped, ConsultVectorEnv)
     return env.unwrapped
 
@@ -349,6 +366,20 @@ def advantages(rollout: Rollout, gamma: float, gae_lambda: float) -> Tensor:
         carry = (delta + gamma * gae_lambda * going * carry) * rollout.scored[t]
         out[t] = carry
     return out
+
+
+def move_credit(
+    paid: NDArray[np.float64], turn: int, rows: NDArray[np.intp], before: NDArray[np.int64], credits: NDArray[np.float64]
+) -> None:
+    """Take `credits` [k, max_turns] out of what the consultations `rows` [k] were paid at `turn` and pay each to its own turn, in place.
+
+    `paid` [T, N]; `before` [k]: turns of each consultation before this one. What was earned before this rollout stays at the end.
+    """
+    for j in range(int(before.max(initial=0))):
+        at = turn - before + j
+        some = np.flatnonzero((j < before) & (at >= 0))
+        paid[at[some], rows[some]] += credits[some, j]
+        paid[turn, rows[some]] -= credits[some, j]
 
 
 def _fade(end: float, progress: float) -> float:

@@ -103,6 +103,10 @@ class RewardMix:
         """What a right diagnosis brings against a wrong one, by `accuracy`; 0.0 in a mix without it."""
         return next((weight * (1.0 + reward.wrong) for _, weight, reward in self.terms if isinstance(reward, Accuracy)), 0.0)
 
+    def weight_of_credit(self) -> float:
+        """The weight of the reward whose credits `credits` gives; 0.0 in a mix without one."""
+        return next((weight for _, weight, reward in self.terms if hasattr(reward, "credits")), 0.0)
+
     def bound(self, tables: Compiled) -> RewardMix:
         """The mix with every reward ready for these tables. RewardError for a reward that they can't serve."""
         ready = tuple((name, weight, reward.bind(tables) if hasattr(reward, "bind") else reward) for name, weight, reward in self.terms)

@@ -46,7 +46,7 @@ def cluster(address: str = "", cpus: float = 0, gpus: float = 0, own_cpus: int |
     if not before:
         _connect(address or os.environ.get("RAY_ADDRESS", "") or LOCAL, cpus, own_cpus)
     try:
-        found: dict[str, float] = ray.cluster_resources()
+        found: dict[str, float] = dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
         require(found, cpus, gpus)
         yield found
     finally:
@@ -67,7 +67,9 @@ def _connect(address: str, cpus: float, own_cpus: int | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as Ray will have it: without GPUs, their variables stay as they are
     if address == LOCAL:
-        count = own_cpus or max(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, int(-(-cpus // 1)))
+        count = own_cpus or max(
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, int(-(-cpus // 1))
+        )
         ray.init(address=LOCAL, num_cpus=count, include_dashboard=False, **quiet)
         return
     check_address(address)

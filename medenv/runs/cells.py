@@ -31,13 +31,15 @@ Does not cover: where and when cells run (`ablate`), what is made of their resul
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import shutil
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -191,14 +193,13 @@ def run_cell(cell: Cell, folder: Path) -> Result:
     means of the measure's rewards. The same cell gives the same numbers on one machine, interrupted or not.
     """
     started = time.perf_counter()
-    agent, curve = cell.trainer, {}
+    agent, curve = cell.trainer, dict[str, list[float | None]]()
     if cell.trainer not in REFERENCES:
-        final = _train(cell, Path(folder))
+        _train(cell, Path(folder))
         agent = f"{cell.trainer}:{folder}"
         lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         lines = [line for line in lines if line.get("validation_return") is not None]
         curve = {name: [line.get(key) for line in lines] for name, key in CURVE.items()}
-        curve |= {"seconds": final["seconds"]}
     found = {split: _earned(cell, agent, split, Path(folder)) for split in SPLITS}
     about = {
         "key": cell.key,
@@ -209,10 +210,11 @@ def run_cell(cell: Cell, folder: Path) -> Result:
         "reward": cell.reward,
     }
     made = {"seconds": round(time.perf_counter() - started, 1), "commit": commit(), "hardware": hardware()}
-    return about | {"curve": curve} | found | made | {"versions": versions("numpy", "torch", "ray", "trl")}
+    made["versions"] = versions("numpy", "torch", "ray", "trl")
+    return {**about, "curve": curve, **found, **made}
 
 
-def _train(cell: Cell, folder: Path) -> dict[str, Any]:
+def _train(cell: Cell, folder: Path) -> None:
     from medenv.runs.settings import read_settings
 
     own = {"env": cell.env | {"reward": cell.reward}, "seed": cell.seed}
@@ -220,14 +222,16 @@ def _train(cell: Cell, folder: Path) -> dict[str, Any]:
         from medenv.agents.ppo import PPOSettings
         from medenv.runs.training import train
 
-        return train(read_settings(PPOSettings, cell.settings | own | {"judge": cell.judge}), folder, resume=True)
+        train(read_settings(PPOSettings, cell.settings | own | {"judge": cell.judge}), folder, resume=True)
+        return
     from medenv.agents.grpo import GRPOSettings
     from medenv.agents.sft import SFTSettings
     from medenv.runs.finetuning import train as train_words
 
     first = folder.with_name(f"start-{_short([cell.env, cell.start, cell.seed])}")
-    train_words(read_settings(SFTSettings, cell.start | {"env": dict(cell.env), "seed": cell.seed}), first, resume=True)
-    return train_words(read_settings(GRPOSettings, cell.settings | own | {"model": str(first)}), folder, resume=True)
+    with _alone(first.with_suffix(".lock")):  # the seed's other cells start from it too
+        train_words(read_settings(SFTSettings, cell.start | {"env": dict(cell.env), "seed": cell.seed}), first, resume=True)
+    train_words(read_settings(GRPOSettings, cell.settings | own | {"model": str(first)}), folder, resume=True)
 
 
 def _earned(cell: Cell, agent: str, split: str, folder: Path) -> dict[str, Any]:
@@ -260,6 +264,15 @@ def _measured(cell: Cell, env_id: str, doctor: Any, arguments: Mapping[str, Any]
                 sums[name] = sums.get(name, 0.0) + paid
     shutil.rmtree(folder)
     return {name: sums[name] / weight / cell.episodes for name, weight, _ in parse_mix(cell.measure).terms}
+
+
+@contextlib.contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """One process of the machine at a time; a kill lets go."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
 
 
 @cache

@@ -236,8 +236,8 @@ def _training(command: Callable[..., Any]) -> Callable[..., Any]:
 Asked = tuple[tuple[str, ...], dict[str, Any], bool, bool, Path | None]
 
 
-def _read(kind: type, name: str, asked: Asked, small: Mapping[str, Any]) -> tuple[Any, Path]:
-    """The settings that a `train` command was given, and the run's folder."""
+def _read(kind: type | Callable[[str], type], name: str, asked: Asked, small: Mapping[str, Any]) -> tuple[Any, Path]:
+    """The settings that a `train` command was given, and the run's folder. `kind`: their class, or the class by `engine`."""
     from medenv.runs.run_directory import saved_settings
     from medenv.runs.settings import read_settings
 
@@ -250,6 +250,8 @@ def _read(kind: type, name: str, asked: Asked, small: Mapping[str, Any]) -> tupl
         table |= {key: value} if equals else read_toml(Path(text))
     for key, value in arguments.items():
         table[f"env.{key}"] = value
+    if not isinstance(kind, type):
+        kind = kind(str(table.get("engine", start.get("engine", "torch"))))
     return read_settings(kind, table, start), folder
 
 
@@ -262,11 +264,15 @@ def _trained(folder: Path, final: Mapping[str, Any], as_json: bool, *more: str) 
 @train.command("ppo")
 @_training
 def train_ppo(settings: tuple[str, ...], arguments: dict[str, Any], resume: bool, smoke: bool, output: Path | None, as_json: bool) -> None:
-    """Proximal policy optimisation. Keys are the fields of medenv.agents.ppo.PPOSettings; env.NAME reaches the environment."""
-    from medenv.agents.ppo import PPOSettings
+    """Proximal policy optimisation. Keys are the fields of medenv.agents.ppo.PPOSettings; env.NAME reaches the environment.
+
+    engine=rllib trains on a Ray cluster, with the further keys of medenv.agents.rllib.RLlibSettings: num_env_runners, num_learners,
+    gpus_per_learner, address, …
+    """
+    from medenv.runs.training import settings_class
     from medenv.runs.training import train as train_
 
-    chosen, folder = _read(PPOSettings, "ppo", (settings, arguments, resume, smoke, output), SMOKE)
+    chosen, folder = _read(settings_class, "ppo", (settings, arguments, resume, smoke, output), SMOKE)
     with training_progress(chosen.seconds, chosen.steps) as advance:
         final = train_(chosen, folder, resume=resume, progress=advance)
     _trained(folder, final, as_json)

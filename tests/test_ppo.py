@@ -18,7 +18,8 @@ import torch
 
 from medenv.agents.doctor import make_doctor, one
 from medenv.agents.policy import CLOSED, FORCED, Heads, entropy_of, load_doctor, log_probability_of, sample
-from medenv.agents.ppo import PPO, PPOSettings, Rollout, advantages, make_env
+from medenv.agents.ppo import PPO, PPOSettings, make_env
+from medenv.agents.ppo_objective import Rollout, advantages
 from medenv.errors import RewardError, RunError
 from medenv.knowledge.compiled import compiled
 from medenv.knowledge.named import knowledge_base

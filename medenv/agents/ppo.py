@@ -36,12 +36,11 @@ from medenv.agents.policy import (
     believe,
     context,
     decide,
-    entropy_of,
-    log_probability_of,
     open_questions,
     sample,
     tracked,
 )  # fmt: skip
+from medenv.agents.ppo_objective import LOSSES, Rollout, move_credit, normalised, ppo_loss, transitions
 from medenv.envs.setup import Setup
 from medenv.envs.vector import ConsultVectorEnv
 from medenv.errors import RewardError, RunError, unknown
@@ -53,6 +52,7 @@ from medenv.rewards.mix import parse_mix
 class PPOSettings:
     """Settings of one run; on the command line and in TOML each is a key. Fractions are of the budget."""
 
+    engine: str = "torch"  # this file; or rllib, with settings of its own beside these (`medenv.agents.rllib`)
     env: dict[str, Any] = field(default_factory=dict)  # arguments of MedConsult-v0, except split
     seed: int = 0  # of the network, the sampling and the patients
     seconds: float | None = None  # budget in seconds, everything included; with no budget at all: 300
@@ -88,27 +88,13 @@ class PPOSettings:
     wandb: str = "off"  # off, offline or online
 
 
-@dataclass
-class Rollout:
-    """T turns of N consultations. `ended`: the consultation ended with this transition; `scored`: it may be learned from."""
-
-    belief: Tensor  # float32 [T, N, D] what the policy decided from
-    context: Tensor  # float32 [T, N, C]
-    open: Tensor  # bool [T, N, Q]
-    action: Tensor  # int64 [T, N]
-    log_probability: Tensor  # float32 [T, N]
-    value: Tensor  # float32 [T + 1, N], the last row of the state that follows
-    reward: Tensor  # float32 [T, N] for training
-    ended: Tensor  # bool [T, N]
-    scored: Tensor  # bool [T, N]
-    truth: Tensor  # int64 [T, N], for the tracker
-    evidence: list[tuple[Tensor, Tensor, Tensor]]  # T times what the tracker reads; empty without one
-
-
 class PPO:
-    """The learner: environment, networks, optimisers and its own generator. `state()` and `load()` are exact."""
+    """The learner: environment, networks, optimisers and its own generator. `state()` and `load()` are exact.
 
-    def __init__(self, settings: PPOSettings) -> None:
+    `stream`: numbers that set this one's patients and sampling apart from those of the run's other ones, where there are several.
+    """
+
+    def __init__(self, settings: PPOSettings, *stream: int) -> None:
         self.settings = s = settings
         self.env = make_env(s, "train", s.num_envs)
         setup = self.env.setup
@@ -138,7 +124,9 @@ class PPO:
         self.tracker = None if setup.observe_belief else Tracker(self.architecture)
         self.tracker_optimiser = None if self.tracker is None else torch.optim.Adam(self.tracker.parameters(), s.tracker_rate)
         self.accuracy_weight = setup.rewards.weight_of_right()
-        self.observation = self.env.reset(seed=seed_for(s.seed, "ppo train"))[0]
+        if stream:
+            self.generator.manual_seed(seed_for(s.seed, "ppo sampling", *stream))
+        self.observation = self.env.reset(seed=seed_for(s.seed, "ppo train", *stream))[0]
         self.episode_return = np.zeros(s.num_envs)
         self.episode_questions = np.zeros(s.num_envs)
         self.episode_turns = np.zeros(s.num_envs, np.int64)
@@ -147,19 +135,16 @@ class PPO:
         """One rollout and what is learned from it; `progress` in [0, 1] is the share of the budget that is spent."""
         s = self.settings
         start = time.perf_counter()
-        schedule = {
-            "learning_rate": s.learning_rate * _fade(s.learning_rate_end, progress),
-            "entropy_coefficient": s.entropy * _fade(s.entropy_end, progress),
-            "gain_bonus": s.gain_bonus * max(0.0, 1.0 - progress / s.gain_bonus_until) if s.gain_bonus_until > 0 else 0.0,
-        }
+        schedule = scheduled(s, progress)
         for group in self.optimiser.param_groups:
             group["lr"] = schedule["learning_rate"]
         rollout, metrics = self.collect(schedule["gain_bonus"])
         metrics |= self.learn(rollout, schedule["entropy_coefficient"])
         if self.tracker_optimiser is not None:
             for group in self.tracker_optimiser.param_groups:
-                group["lr"] = s.tracker_rate * _fade(s.learning_rate_end, progress)
+                group["lr"] = schedule["tracker_rate"]
             metrics["tracker_loss"] = self.learn_to_track(rollout)
+        del schedule["tracker_rate"]
         return metrics | schedule | {"steps_per_second": s.num_envs * s.rollout / (time.perf_counter() - start)}
 
     @torch.no_grad()
@@ -202,7 +187,8 @@ class PPO:
         values.append(torch.from_numpy(self._value(self.observation)))
         b, c, o, a, lp, e, sc, tr = (torch.stack([torch.as_tensor(x) for x in column]) for column in zip(*turns, strict=True))
         metrics = {"stop_rate": float((a >= self.Q).float().mean()), "unscored": float((~sc).sum())}
-        if finished:
+        metrics["consultations"] = float(sum(f.shape[1] for f in finished))
+        if metrics["consultations"]:
             means = np.concatenate(finished, axis=1).mean(axis=1)
             metrics |= {"return": float(means[0]), "questions": float(means[1]), "accuracy": float(means[2])}
         reward_ = torch.from_numpy(paid.astype(np.float32))
@@ -211,33 +197,23 @@ class PPO:
     def learn(self, rollout: Rollout, entropy_coefficient: float) -> dict[str, float]:
         """PPO's clipped objective over shuffled minibatches of the transitions that were scored."""
         s = self.settings
-        advantage = advantages(rollout, s.gamma, s.gae_lambda)
-        keep = rollout.scored.flatten()
-        flat = [x.flatten(0, 1)[keep] for x in (rollout.belief, rollout.context, rollout.open, rollout.action, rollout.log_probability)]
-        target, advantage = (advantage + rollout.value[:-1]).flatten()[keep], advantage.flatten()[keep]
+        flat = transitions(rollout, s.gamma, s.gae_lambda)
+        advantage, target = flat["advantage"], flat["target"]
         variance = target.var(correction=0)
         explained = float(1 - (advantage.var(correction=0) / variance)) if variance > 0 else 0.0
-        advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
-        sums, count = torch.zeros(6), 0
+        flat["advantage"] = normalised(advantage)
+        sums, count = torch.zeros(len(LOSSES) + 1), 0
         for _ in range(s.epochs):
             for index in torch.split(torch.randperm(len(target), generator=self.generator), s.minibatch):
-                belief, about, open_, action, before = (x[index] for x in flat)
-                heads = self.policy(belief, about, open_)
-                log_ratio = log_probability_of(heads, action) - before
-                ratio = log_ratio.exp()
-                gain = advantage[index]
-                policy_loss = -torch.min(ratio * gain, ratio.clamp(1 - s.clip, 1 + s.clip) * gain).mean()
-                value_loss = (heads.value - target[index]).square().mean() / 2
-                entropy = entropy_of(heads).mean()
+                some = {k: v[index] for k, v in flat.items()}
+                loss, parts = ppo_loss(self.policy(some["belief"], some["context"], some["open"]), some, s, entropy_coefficient)
                 self.optimiser.zero_grad()
-                (policy_loss + s.value_coefficient * value_loss - entropy_coefficient * entropy).backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), s.max_grad_norm)
                 self.optimiser.step()
-                with torch.no_grad():
-                    kl, clipped = (ratio - 1 - log_ratio).mean(), ((ratio - 1).abs() > s.clip).float().mean()
-                    sums += torch.stack([policy_loss, value_loss, entropy, kl, clipped, norm])
+                sums += torch.cat([parts, norm[None]])
                 count += 1
-        names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")
+        names = (*LOSSES, "grad_norm")
         return dict(zip(names, (sums / max(count, 1)).tolist(), strict=True)) | {"explained_variance": explained}
 
     def learn_to_track(self, rollout: Rollout) -> float:
@@ -352,34 +328,15 @@ def make_env(settings: PPOSettings, split: str, num_envs: int, judge: str = "") 
     return env.unwrapped
 
 
-def advantages(rollout: Rollout, gamma: float, gae_lambda: float) -> Tensor:
-    """Generalised advantage estimates [T, N] (Schulman et al. 2016, arXiv 1506.02438).
-
-    Nothing flows back over an end. An unscored transition has advantage 0 and hands on the value of its own state, so that
-    what was not scored is not read as 0.
-    """
-    out = torch.zeros_like(rollout.reward)
-    carry = torch.zeros_like(rollout.reward[0])
-    for t in reversed(range(len(out))):
-        going = (~rollout.ended[t]).float()
-        delta = rollout.reward[t] + gamma * rollout.value[t + 1] * going - rollout.value[t]
-        carry = (delta + gamma * gae_lambda * going * carry) * rollout.scored[t]
-        out[t] = carry
-    return out
-
-
-def move_credit(
-    paid: NDArray[np.float64], turn: int, rows: NDArray[np.intp], before: NDArray[np.int64], credits: NDArray[np.float64]
-) -> None:
-    """Take `credits` [k, max_turns] out of what the consultations `rows` [k] were paid at `turn` and pay each to its own turn, in place.
-
-    `paid` [T, N]; `before` [k]: turns of each consultation before this one. What was earned before this rollout stays at the end.
-    """
-    for j in range(int(before.max(initial=0))):
-        at = turn - before + j
-        some = np.flatnonzero((j < before) & (at >= 0))
-        paid[at[some], rows[some]] += credits[some, j]
-        paid[turn, rows[some]] -= credits[some, j]
+def scheduled(settings: PPOSettings, progress: float) -> dict[str, float]:
+    """What anneals, where the share `progress` in [0, 1] of the budget is spent."""
+    s = settings
+    return {
+        "learning_rate": s.learning_rate * _fade(s.learning_rate_end, progress),
+        "entropy_coefficient": s.entropy * _fade(s.entropy_end, progress),
+        "gain_bonus": s.gain_bonus * max(0.0, 1.0 - progress / s.gain_bonus_until) if s.gain_bonus_until > 0 else 0.0,
+        "tracker_rate": s.tracker_rate * _fade(s.learning_rate_end, progress),
+    }
 
 
 def _fade(end: float, progress: float) -> float:

@@ -217,7 +217,7 @@ def run_cell(cell: Cell, folder: Path) -> Result:
 def _train(cell: Cell, folder: Path) -> None:
     from medenv.runs.settings import read_settings
 
-    own = {"env": cell.env | {"reward": cell.reward}, "seed": cell.seed}
+    own: dict[str, Any] = {"env": cell.env | {"reward": cell.reward}, "seed": cell.seed}
     if cell.trainer == "ppo":
         from medenv.agents.ppo import PPOSettings
         from medenv.runs.training import train
@@ -238,21 +238,22 @@ def _earned(cell: Cell, agent: str, split: str, folder: Path) -> dict[str, Any]:
     """What the doctor earns on the split's cases, under the judge and under each reward of the measure."""
     words = cell.trainer == "grpo"
     env_id = IDS["grpo" if words else "ppo"]
-    arguments = {k: v for k, v in cell.env.items() if words or k not in ("format", "max_chars")} | {"split": split, "reward": cell.judge}
+    arguments = {k: v for k, v in cell.env.items() if words or k not in ("format", "max_chars")}
+    arguments |= {"split": split, "reward": cell.judge}
     doctor: Any = agent
     if cell.trainer in REFERENCES:
         doctor = make_doctor(agent, Setup(**arguments).tables, 0)
     s = evaluate(env_id, doctor, cell.episodes, 0, env_arguments=arguments)
     if s["failures"] or s["unscored"]:
         raise RunError(f"{cell}: {s['failures']} of {cell.episodes} consultations failed and {s['unscored']} could not be scored")
-    out = {"return": s["mean_return"], "accuracy": s["accuracy"], "questions": s["mean_questions"], "cost": s["mean_cost"]}
+    out: dict[str, Any] = {"return": s["mean_return"], "accuracy": s["accuracy"], "questions": s["mean_questions"], "cost": s["mean_cost"]}
     return out | {"components": _measured(cell, env_id, doctor, arguments, folder / f"measure-{split}") if cell.measure else {}}
 
 
 def _measured(cell: Cell, env_id: str, doctor: Any, arguments: Mapping[str, Any], folder: Path) -> dict[str, float]:
     """Unweighted means of the measure's rewards, summed over a consultation, from the records of one more evaluation."""
     shutil.rmtree(folder, ignore_errors=True)  # references are objects, whose records can't be told to be theirs
-    s = evaluate(env_id, doctor, cell.episodes, 0, folder, arguments | {"reward": cell.measure})
+    s = evaluate(env_id, doctor, cell.episodes, 0, folder, {**arguments, "reward": cell.measure})
     if s["failures"] or s["unscored"]:
         raise RunError(
             f"{cell}: {s['failures']} of {cell.episodes} consultations failed, {s['unscored']} could not be scored by the measure"

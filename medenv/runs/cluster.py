@@ -46,7 +46,7 @@ def cluster(address: str = "", cpus: float = 0, gpus: float = 0, own_cpus: int |
     if not before:
         _connect(address or os.environ.get("RAY_ADDRESS", "") or LOCAL, cpus, own_cpus)
     try:
-        found: dict[str, float] = dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+        found: dict[str, float] = dict(ray.cluster_resources())
         require(found, cpus, gpus)
         yield found
     finally:
@@ -70,6 +70,7 @@ def _connect(address: str, cpus: float, own_cpus: int | None) -> None:
         count = own_cpus or max(
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, int(-(-cpus // 1))
         )
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine needs more than 30 s
         ray.init(address=LOCAL, num_cpus=count, include_dashboard=False, **quiet)
         return
     check_address(address)

@@ -1,9 +1,10 @@
 """Training runs: PPO driven through a run directory, on a budget of seconds or steps.
 
 A run that is killed at any moment continues from its last checkpoint; with `steps` as budget it ends, on one machine, with the same
-parameters as a run that was never killed. RUN/curve.png shows the learning curve, where matplotlib is installed.
+parameters as a run that was never killed (not with engine=rllib, where open consultations begin anew). RUN/curve.png shows the learning
+curve, where matplotlib is installed.
 
-Does not cover: learning itself (`medenv.agents.ppo`), the files of a run (`run_directory`), evaluation on test cases, clusters.
+Does not cover: learning itself (`medenv.agents.ppo`), the files of a run (`run_directory`), evaluation on test cases.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import importlib.util
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,14 +23,17 @@ import torch
 
 from medenv.agents.policy import DAMAGED, policy_files
 from medenv.agents.ppo import PPO, PPOSettings
-from medenv.errors import RunError
+from medenv.errors import RunError, unknown
+from medenv.runs.cluster import cluster
 from medenv.runs.plots import plot_learning_curve
 from medenv.runs.run_directory import RunDirectory, plain, read_metrics
 
 Progress = Callable[[dict[str, Any]], None]
 
 DEFAULT_SECONDS = 300.0
+ENGINES = ("torch", "rllib")
 CHANGEABLE = ("seconds", "steps", "tensorboard", "wandb")  # settings that a resumed run may change
+PLACES = ("num_env_runners", "num_learners", "gpus_per_learner", "address", "sample_timeout", "most_failures")  # and one on RLlib
 
 GLOSSARY: dict[str, tuple[str, str, str]] = {  # key: (formula or meaning, healthy range, what a bad value means)
     "update": ("rollouts learned from", "rises by one", "a gap: lines were lost"),
@@ -48,6 +53,13 @@ GLOSSARY: dict[str, tuple[str, str, str]] = {  # key: (formula or meaning, healt
     "tracker_loss": ("-mean log P(truth) of the policy's own belief, nats", "falls below log D", "flat: raise tracker_rate"),
     "stop_rate": ("share of transitions that stop", "near 1 / (questions + 1)", "near 1: it stops at once"),
     "unscored": ("transitions left out, a reward could not be scored", "0", "above 0: a component fails"),
+    "consultations": ("that ended in the rollout and could be scored", "steady", "0: none ends within a rollout"),
+    "sample_seconds": ("rllib: of this update's rollout", "steady", "-"),
+    "learn_seconds": ("rllib: of what was learned from it", "steady", "-"),
+    "runner_restarts": ("rllib: env runners that died and came back, so far", "0", "rises: look at their nodes' memory"),
+    "runner_stalls": ("rllib: env runners ended because they did not reply, so far", "0", "rises: raise sample_timeout"),
+    "environment_failures": ("rllib: rollouts thrown away because the environment raised, so far", "0", "rises: the cause is in the error"),
+    "learner_failures": ("rllib: learners replaced, so far", "0", "rises: look at their nodes"),
     "learning_rate": ("Adam's, annealed", "-", "-"),
     "entropy_coefficient": ("annealed", "-", "-"),
     "gain_bonus": ("training reward per nat, annealed", "-", "-"),
@@ -73,12 +85,11 @@ def train(settings: PPOSettings, output: Path, resume: bool = False, progress: P
     another version (see the module), base or settings (but `CHANGEABLE` ones), a damaged file, a full disk, or a setting out of range.
     """
     _check(settings)
-    with _threads(settings.threads):
-        learner = PPO(settings)
+    with _threads(settings.threads), _learner(settings) as learner:
         base = learner.tables.base
         chosen = plain({f.name: getattr(settings, f.name) for f in fields(settings)})
         about = {"kind": "ppo", "base": base.id, "fingerprint": base.fingerprint, "settings": chosen}
-        run = RunDirectory(Path(output), about, resume, CHANGEABLE)
+        run = RunDirectory(Path(output), about, resume, CHANGEABLE + (PLACES if settings.engine == "rllib" else ()))
         finished = run.final(lambda last: _spent(settings, last["steps"], last["seconds"]) >= 1.0)
         if finished is not None:
             return finished
@@ -92,7 +103,35 @@ def train(settings: PPOSettings, output: Path, resume: bool = False, progress: P
     return final
 
 
-def _train(learner: PPO, settings: PPOSettings, run: RunDirectory, progress: Progress) -> dict[str, Any]:
+def settings_class(engine: str) -> type[PPOSettings]:
+    """The settings of an engine: `PPOSettings`, or those that add what runs where. RunError for an unknown one, or without Ray."""
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    if engine == "torch":
+        return PPOSettings
+    try:
+        from medenv.agents.rllib import RLlibSettings
+    except ImportError as error:
+        raise RunError(f'engine=rllib needs Ray with RLlib ({error}): pip install "medenv[ray]"') from error
+    return RLlibSettings
+
+
+@contextlib.contextmanager
+def _learner(settings: PPOSettings) -> Iterator[Any]:
+    """PPO in this process, or on RLlib with its cluster. RunError where the cluster can't be had."""
+    if settings.engine == "torch":
+        yield PPO(settings)
+        return
+    from medenv.agents.rllib import OnRLlib, RLlibSettings, check_rllib
+
+    assert isinstance(settings, RLlibSettings)
+    check_rllib(settings)
+    gpus = settings.num_learners * settings.gpus_per_learner
+    with cluster(settings.address, settings.num_env_runners + settings.num_learners, gpus), closing(OnRLlib(settings)) as learner:
+        yield learner
+
+
+def _train(learner: Any, settings: PPOSettings, run: RunDirectory, progress: Progress) -> dict[str, Any]:
     state = run.checkpoint()
     update, steps, spent = 0, 0, 0.0
     if state is not None:
@@ -152,6 +191,8 @@ def _check(settings: PPOSettings) -> None:
     for name in ("gamma", "gae_lambda", "learning_rate_end", "entropy_end", "gain_bonus_until"):
         if not 0.0 <= getattr(settings, name) <= 1.0:
             raise RunError(f"setting {name} is {getattr(settings, name)!r}: give a number in [0, 1]")
+    if not isinstance(settings, settings_class(settings.engine)):
+        raise RunError(f"engine is {settings.engine!r} and the settings are {type(settings).__name__}: give those of the engine")
     if settings.wandb not in ("off", "offline", "online"):
         raise RunError(f"setting wandb is {settings.wandb!r}: choose off, offline or online")
 

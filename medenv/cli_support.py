@@ -18,7 +18,7 @@ import click
 from medenv.errors import MedenvError, RunError
 from medenv.notice import NOTICE
 
-EXTRAS = {"torch": "torch", "matplotlib": "plots", "PIL": "plots"} | dict.fromkeys(
+EXTRAS = {"torch": "torch", "ray": "ray", "matplotlib": "plots", "PIL": "plots"} | dict.fromkeys(
     ("transformers", "trl", "accelerate", "datasets", "peft", "tokenizers"), "trl"
 )  # package: extra that installs it
 

@@ -41,7 +41,7 @@ class Settings:
     seed: int = 0  # of the weights, the sampling and the patients
     seconds: float | None = None  # budget in seconds, everything included
     steps: int | None = None  # budget in updates; the first budget to run out ends the run
-    batch: int = 32  # consultations per update, over all processes
+    batch: int = 32  # consultations per update, over all workers and processes: their number does not change what is learned
     micro_batch: int = 32  # consultations per forward and backward pass of one process: what memory holds
     learning_rate: float = 1e-3  # AdamW's, after the warm-up
     learning_rate_end: float = 0.05  # share of it that is left at the end of the budget; it falls linearly
@@ -58,6 +58,10 @@ class Settings:
     evaluate_every: int = 25  # updates between validations
     evaluate_episodes: int = 256  # fixed validation cases, greedy decoding
     checkpoint_every: int = 25  # updates between checkpoints
+    workers: int = 1  # processes that train together, on a Ray cluster; 1, without GPUs and address below: in this process, without Ray
+    gpus_per_worker: float = 0  # 0: the workers train on CPUs, on `threads` of them each (none: 1)
+    address: str = ""  # of a Ray cluster, HOST:PORT; empty: RAY_ADDRESS's, or one of the run's own; local: its own in any case
+    worker_failures: int = 3  # how many times the run goes on from its last checkpoint after a worker was killed
     tensorboard: bool = False  # write event files
     wandb: str = "off"  # off, offline or online
 
@@ -65,7 +69,7 @@ class Settings:
 AT_LEAST = {
     "seed": 0, "seconds": 1e-3, "steps": 1, "batch": 1, "micro_batch": 1, "learning_rate": 0, "learning_rate_end": 0, "warmup": 0,
     "max_grad_norm": 1e-9, "lora": 1, "context": 0, "max_new_tokens": 1, "threads": 1, "evaluate_every": 1, "evaluate_episodes": 1,
-    "checkpoint_every": 1,
+    "checkpoint_every": 1, "workers": 1, "gpus_per_worker": 0, "worker_failures": 0,
 }  # fmt: skip
 
 
@@ -75,14 +79,27 @@ def check(settings: Settings, more: Mapping[str, float]) -> None:
         value = getattr(settings, name)
         if value is not None and not (value >= least and math.isfinite(value)):
             raise RunError(f"setting {name} is {value!r}: give a number of at least {least}")
-    if torch.cuda.device_count() > 1 and processes().num_processes == 1:
-        raise RunError(
-            "several GPUs are visible to one process: start one for each (torchrun, accelerate launch), or set CUDA_VISIBLE_DEVICES"
-        )
+    if torch.cuda.device_count() > 1 and processes().num_processes == 1 and not on_ray(settings):
+        raise RunError("several GPUs are visible to one process: give workers, with gpus_per_worker=1, or set CUDA_VISIBLE_DEVICES")
     if settings.wandb not in ("off", "offline", "online"):
         raise RunError(f"setting wandb is {settings.wandb!r}: choose off, offline or online")
     if not 0.0 <= settings.learning_rate_end <= 1.0:
         raise RunError(f"setting learning_rate_end is {settings.learning_rate_end!r}: give a number in [0, 1]")
+
+
+def on_ray(settings: Settings) -> bool:
+    """Whether the settings ask for workers of a Ray cluster."""
+    return settings.workers > 1 or settings.gpus_per_worker > 0 or bool(settings.address)
+
+
+def check_workers(settings: Settings) -> None:
+    """RunError where the settings can't be trained with on their workers, before Ray is started."""
+    gpus = settings.gpus_per_worker
+    if gpus > 1 or (settings.workers > 1 and gpus not in (0, 1)):
+        raise RunError(f"setting gpus_per_worker is {gpus:g}: give 0 or 1, each worker trains on one GPU of its own, and raise workers")
+    if processes().num_processes > 1:
+        raise RunError("workers starts the processes itself, and a launcher (torchrun, accelerate) has started several: use one of both")
+    check_batch(settings, settings.workers, getattr(settings, "group", 1), getattr(settings, "minibatches", 1))
 
 
 def check_batch(settings: Settings, processes: int, group: int = 1, updates: int = 1) -> tuple[int, int]:

@@ -42,7 +42,7 @@ from medenv.hashing import seed_for
 from medenv.rewards.mix import DEFAULT, parse_mix
 
 ADD_UP = ("failed", "skipped_groups", "learned_tokens", "tokens", "generated_tokens_per_second")  # over processes; other figures are means
-SHOWN = 64  # consultations that the distance from the start is measured on
+SHOWN = 64  # consultations that the distance from the start is measured on, over all processes
 
 
 @dataclass(kw_only=True)
@@ -247,7 +247,8 @@ class ConsultGRPO(GRPOTrainer):
         """
         if self.settings.beta > 0:
             return None
-        some = [h.conversation for h in self.held if h.failure is None][:SHOWN]
+        each = max(SHOWN // self.accelerator.num_processes, 1)
+        some = [h.conversation for h in self.held if h.failure is None][:each]
         training, total, count = self.lm.model.training, 0.0, 0
         self.lm.model.eval()
         for c in some:
@@ -259,7 +260,8 @@ class ConsultGRPO(GRPOTrainer):
             total += float(((before - now).exp() - 1 - (before - now)).sum())
             count += int(own.sum())
         self.lm.model.train(training)
-        return total / max(count, 1)
+        total, count = self._total(np.array([total, count])).tolist()
+        return float(total / max(count, 1))
 
 
 def _reference(model: Any, settings: GRPOSettings) -> Callable[[Any], contextlib.AbstractContextManager[Any]]:

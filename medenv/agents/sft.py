@@ -202,9 +202,10 @@ class ConsultSFT(SFTTrainer):
         return samples, items
 
     def tokens_seen(self) -> int:
-        """Tokens read since the last call, padding not counted, of this process."""
-        seen, self.tokens = self.tokens, 0
-        return seen
+        """Tokens read since the last call, padding not counted, by all processes."""
+        seen = torch.tensor(self.tokens, device=self.accelerator.device)
+        self.tokens = 0
+        return int(self.accelerator.reduce(seen, reduction="sum"))
 
 
 @torch.no_grad()

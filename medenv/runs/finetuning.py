@@ -6,9 +6,9 @@
     RUN/samples/                              some validation consultations at each validation, to read
 
 A run that is killed at any moment goes on from its last complete checkpoint. GRPO's policy is the last one, SFT's the one with the highest
-validation return. Under several processes (torchrun, accelerate, Ray Train) the first one writes and validates.
+validation return. Under several processes (`workers`, torchrun, accelerate) the first one writes and validates.
 
-Does not cover: losses and rollouts (`medenv.agents.sft`, `grpo`), test cases (`evaluate`).
+Does not cover: losses and rollouts (`medenv.agents.sft`, `grpo`), workers of a cluster (`ray_train`), test cases (`evaluate`).
 """
 
 from __future__ import annotations
@@ -29,67 +29,82 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging
 
-from medenv.agents.finetuning import Settings, load_start, make_room, processes
+from medenv.agents.finetuning import Settings, check_workers, load_start, make_room, on_ray, processes
 from medenv.agents.grpo import ConsultGRPO, GRPOSettings, check_grpo, with_reward
 from medenv.agents.language_model import LanguageModel
 from medenv.agents.rollouts import Held, Room, rollout_seeds, summary
 from medenv.agents.sft import ConsultSFT, SFTSettings, check_sft, demonstrations, held_out_loss, start_model, tokenised
-from medenv.agents.text_doctor import POLICY, About, TextDoctor, policy_folder, save_doctor
+from medenv.agents.text_doctor import POLICY, About, TextDoctor, save_doctor
 from medenv.errors import RunError
 from medenv.hashing import seed_for
+from medenv.runs.checkpoints import CHECKPOINTS, COMPLETE, inputs, last_checkpoint
 from medenv.runs.plots import plot_learning_curve
-from medenv.runs.records import read_trajectories, trajectory_file, write_atomically
+from medenv.runs.records import read_trajectories, write_atomically
 from medenv.runs.run_directory import FULL, RunDirectory, plain, read_metrics
 
 Progress = Callable[[dict[str, Any]], None]
 
-CHECKPOINTS, COMPLETE, SAMPLES = "checkpoints", "complete", "samples"
+SAMPLES = "samples"
 DEFAULT_STEPS = {"sft": 800, "grpo": 120}  # updates, where no budget is given
 MOST_STEPS = 20_000  # a budget in seconds alone ends here
-CHANGEABLE = ("seconds", "steps", "tensorboard", "wandb")  # settings that a resumed run may change
+# settings that a resumed run may change: `batch` is over all workers, so their number changes sums by rounding only
+CHANGEABLE = ("seconds", "steps", "tensorboard", "wandb", "workers", "gpus_per_worker", "address", "worker_failures")
 SHOWN = 4  # consultations in a file of samples
-ENDS = 2**20  # bytes of a file's beginning and end that its hash covers
 
 
 def train(settings: Settings, output: Path, resume: bool = False, progress: Progress | None = None) -> dict[str, Any]:
     """Train a language-model doctor into the run directory `output`; returns the final metrics (see `medenv.runs.glossary`).
 
-    SFT for `SFTSettings`, GRPO for `GRPOSettings`. `progress` gets each metrics line. With `resume` the run in `output` goes on from its
-    last complete checkpoint (an empty or missing directory starts one; a finished run returns its metrics). RunError: as the trainers'
-    checks say, a directory that is not empty without `resume`, one of another version, base or settings (but `CHANGEABLE` ones), a
-    damaged file, a full disk.
+    SFT for `SFTSettings`, GRPO for `GRPOSettings`; on workers of a Ray cluster where the settings ask for them. `progress` gets each
+    metrics line. With `resume` the run in `output` goes on from its last complete checkpoint (an empty or missing directory starts one; a
+    finished run returns its metrics). RunError: as the trainers' checks and `medenv.runs.cluster` say, a directory that is not empty
+    without `resume`, one of another version, base or settings (but `CHANGEABLE` ones), a damaged file, a full disk.
+    """
+    if not on_ray(settings):
+        return train_here(settings, Path(output), resume, progress)
+    settings, room = _checked(settings)
+    check_workers(settings)
+    run = _directory(settings, room, Path(output), resume)  # what is wrong with it is told before Ray is started
+    finished = _finished(settings, run)
+    if finished is not None:
+        return finished
+    from medenv.runs.ray_train import train_on_workers
+
+    train_on_workers(settings, run.path, progress or (lambda record: None))
+    return run.final(lambda last: True) or {}
+
+
+def train_here(
+    settings: Settings,
+    output: Path,
+    resume: bool = False,
+    progress: Progress | None = None,
+    saved: Callable[[int], None] | None = None,
+    restarts: int = 0,
+) -> dict[str, Any]:
+    """`train` in this process, or in this and those that a launcher started beside it.
+
+    `saved`: called in every process with the update of each checkpoint that is complete. `restarts`: noted in the metrics.
     """
     started = time.perf_counter()
-    kind = "grpo" if isinstance(settings, GRPOSettings) else "sft"
-    if settings.seconds is None and settings.steps is None:
-        settings = dataclasses.replace(settings, steps=DEFAULT_STEPS[kind])
-    if isinstance(settings, GRPOSettings):
-        settings = with_reward(settings)
-    room = make_room(settings, "train")
-    if isinstance(settings, GRPOSettings):
-        check_grpo(settings, room)
-    elif isinstance(settings, SFTSettings):
-        check_sft(settings)
+    settings, room = _checked(settings)
     with _as_before(settings.threads), _told_once():
         run, finished = None, None
         if processes().is_main_process:
-            base = room.setup.base
-            chosen = plain({f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)})
-            about = {"kind": kind, "base": base.id, "fingerprint": base.fingerprint, "inputs": _inputs(settings), "settings": chosen}
-            run = RunDirectory(Path(output), about, resume, CHANGEABLE)
-            finished = run.final(lambda last: bool(last.get("plateau")) or _spent(settings, last["steps"], last["seconds"]) >= 1.0)
+            run = _directory(settings, room, output, resume)
+            finished = _finished(settings, run)
             last_checkpoint(run.path / CHECKPOINTS)  # away with what a kill cut off, before other processes look
         if _from_first(finished is not None):
             return finished or {}
         if run is not None:
             run.track(settings.tensorboard, settings.wandb)
         try:
-            _Run(settings, room, run, Path(output), started, progress or (lambda record: None)).go()
+            _Run(settings, room, run, output, started, progress, saved, restarts).go()
             final = {} if run is None else run.finish()
         finally:
             if run is not None:
@@ -99,11 +114,52 @@ def train(settings: Settings, output: Path, resume: bool = False, progress: Prog
     return final
 
 
+def _checked(settings: Settings) -> tuple[Settings, Room]:
+    """The settings with what they leave open, and their training consultations. RunError for what can't be trained with."""
+    if settings.seconds is None and settings.steps is None:
+        settings = dataclasses.replace(settings, steps=DEFAULT_STEPS[_kind(settings)])
+    if isinstance(settings, GRPOSettings):
+        settings = with_reward(settings)
+    room = make_room(settings, "train")
+    if isinstance(settings, GRPOSettings):
+        check_grpo(settings, room)
+    elif isinstance(settings, SFTSettings):
+        check_sft(settings)
+    return settings, room
+
+
+def _kind(settings: Settings) -> str:
+    return "grpo" if isinstance(settings, GRPOSettings) else "sft"
+
+
+def _directory(settings: Settings, room: Room, output: Path, resume: bool) -> RunDirectory:
+    base = room.setup.base
+    chosen = plain({f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)})
+    about = {"kind": _kind(settings), "base": base.id, "fingerprint": base.fingerprint, "inputs": inputs(settings), "settings": chosen}
+    return RunDirectory(output, about, resume, CHANGEABLE)
+
+
+def _finished(settings: Settings, run: RunDirectory) -> dict[str, Any] | None:
+    """The final metrics of a run whose budget of today is spent."""
+    return run.final(lambda last: bool(last.get("plateau")) or _spent(settings, last["steps"], last["seconds"]) >= 1.0)
+
+
 class _Run(TrainerCallback):
     """One run: what happens around the updates of TRL's trainer."""
 
-    def __init__(self, settings: Settings, room: Room, run: RunDirectory | None, path: Path, started: float, progress: Progress) -> None:
-        self.settings, self.room, self.run, self.path, self.progress = settings, room, run, path, progress
+    def __init__(
+        self,
+        settings: Settings,
+        room: Room,
+        run: RunDirectory | None,
+        path: Path,
+        started: float,
+        progress: Progress | None = None,
+        saved: Callable[[int], None] | None = None,
+        restarts: int = 0,
+    ) -> None:
+        self.settings, self.room, self.run, self.path, self.progress, self.saved = settings, room, run, path, progress, saved
+        self.restarted = {"worker_restarts": restarts} if restarts else {}
         self.checkpoint = last_checkpoint(path / CHECKPOINTS)
         update = -1 if self.checkpoint is None else int(self.checkpoint.name.rpartition("-")[2])
         self.logged = update
@@ -215,22 +271,29 @@ class _Run(TrainerCallback):
             if _from_first(self.stop):
                 figures["plateau"] = True
                 control.should_training_stop = control.should_save = True
+        if control.should_save and processes().num_processes > 1:
+            figures["same_weights"] = self._same_weights()
         self._line(state.global_step, figures)
         self.updated = time.perf_counter()
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A checkpoint is on disk: say so last, keep the policy, drop the checkpoint before."""
-        if self.run is None:
-            return
-        folder = self.path / CHECKPOINTS / f"checkpoint-{state.global_step}"
+        processes().wait_for_everyone()  # each process writes a file of it
+        if self.run is not None:
+            self._complete(state.global_step, self.run)
+        if self.saved is not None:
+            self.saved(state.global_step)
+
+    def _complete(self, update: int, run: RunDirectory) -> None:
+        folder = self.path / CHECKPOINTS / f"checkpoint-{update}"
         for file in folder.rglob("*"):
             if file.is_file():
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
         if not self.held_out:
             self._save_policy()
-        self.run.sync()
-        write_atomically(folder / COMPLETE, f"{state.global_step}\n", FULL)
+        run.sync()
+        write_atomically(folder / COMPLETE, f"{update}\n", FULL)
         for other in (self.path / CHECKPOINTS).glob("checkpoint-*"):
             if other != folder:
                 shutil.rmtree(other, ignore_errors=True)
@@ -256,6 +319,15 @@ class _Run(TrainerCallback):
             self._watch(found["return"])
         keys = ("return", "accuracy", "questions", "repeat_rate", "format_errors", "failed")
         return out | {f"validation_{k}": found.get(k) for k in keys}
+
+    def _same_weights(self) -> float:
+        """Share of the processes whose trained weights are the first one's, bit for bit."""
+        own = hashlib.sha256()
+        for weights in self.lm.model.parameters():
+            if weights.requires_grad:
+                own.update(weights.detach().float().cpu().numpy().tobytes())
+        everybody = gather_object([own.hexdigest()])
+        return everybody.count(everybody[0]) / len(everybody)
 
     def _watch(self, earned: float) -> None:
         """Keep the policy with the highest validation return; stop where it has not risen for `patience` validations."""
@@ -285,9 +357,10 @@ class _Run(TrainerCallback):
         if self.run is None:
             return
         seconds = round(time.perf_counter() - self.started, 3)
-        line = {"update": update, "steps": update, "seconds": seconds, **figures}
+        line = {"update": update, "steps": update, "seconds": seconds, **figures, **self.restarted}
         self.run.log(line)
-        self.progress(line)
+        if self.progress is not None:
+            self.progress(line)
 
 
 def told(held: Sequence[Held]) -> str:
@@ -301,43 +374,11 @@ def told(held: Sequence[Held]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The latest checkpoint that was written whole; what a kill cut off is removed."""
-    whole = []
-    for each in folder.glob("checkpoint-*"):
-        if (each / COMPLETE).is_file():
-            whole.append(each)
-        else:
-            shutil.rmtree(each, ignore_errors=True)
-    return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
-
-
 def _spent(settings: Settings, steps: int, seconds: float) -> float:
     """Share of the budget that is used up."""
     shares = [] if settings.seconds is None else [seconds / settings.seconds, steps / MOST_STEPS]
     shares += [] if settings.steps is None else [steps / settings.steps]
     return max(shares)
-
-
-def _inputs(settings: Settings) -> dict[str, str]:
-    """What tells that the files a run starts from are still the same: hashes of their sizes, first and last megabytes."""
-    folder = policy_folder(settings.model) if settings.model else None
-    files = sorted(folder.glob("*.safetensors")) if folder is not None and folder.is_dir() else []
-    found = {"model": files, "trajectories": [trajectory_file(t)] if (t := getattr(settings, "trajectories", "")) else []}
-    return {name: digest(some) for name, some in found.items() if some and all(f.is_file() for f in some)}
-
-
-def digest(files: Sequence[Path]) -> str:
-    """Twelve hexadecimal digits over names, sizes, and the first and last megabyte of each file."""
-    out = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        out.update(f"{file.name} {size}".encode())
-        with file.open("rb") as content:
-            out.update(content.read(ENDS))
-            content.seek(max(0, size - ENDS))
-            out.update(content.read(ENDS))
-    return out.hexdigest()[:12]
 
 
 def _from_first(value: Any) -> Any:

@@ -74,5 +74,15 @@ GLOSSARY: dict[str, tuple[str, str, str]] = {  # key: (formula or meaning, healt
     "validation_format_errors": ("as format_errors, on them", "0", "-"),
     "validation_failed": ("of them", "0", "-"),
     "plateau": ("SFT: validation_return had not risen for `patience` validations: the run is over", "-", "-"),
+    "same_weights": (
+        "several processes: share of them whose weights are the first one's, bit for bit; at checkpoints",
+        "1",
+        "below 1: they train apart; report it",
+    ),
+    "worker_restarts": (
+        "how many times the run went on from a checkpoint after a worker was killed",
+        "0",
+        "rises: see the workers' machines",
+    ),
     "too_long": ("SFT: demonstrations left out, longer than the model's context", "0", "many: raise context"),
 }

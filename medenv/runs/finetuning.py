@@ -67,16 +67,17 @@ def train(settings: Settings, output: Path, resume: bool = False, progress: Prog
     """
     if not on_ray(settings):
         return train_here(settings, Path(output), resume, progress)
-    settings, room = _checked(settings)
-    check_workers(settings)
-    run = _directory(settings, room, Path(output), resume)  # what is wrong with it is told before Ray is started
-    finished = _finished(settings, run)
-    if finished is not None:
-        return finished
     from medenv.runs.ray_train import train_on_workers
 
-    train_on_workers(settings, run.path, progress or (lambda record: None))
-    return run.final(lambda last: True) or {}
+    settings, room = _checked(settings)
+    check_workers(settings)
+    path = Path(output)
+    if path.exists():  # what is wrong with it is told before Ray is started
+        finished = _finished(settings, _directory(settings, room, path, resume))
+        if finished is not None:
+            return finished
+    train_on_workers(settings, path, lambda: _directory(settings, room, path, True), progress or (lambda record: None))
+    return _directory(settings, room, path, True).final(lambda last: True) or {}
 
 
 def train_here(

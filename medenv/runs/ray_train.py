@@ -41,11 +41,12 @@ LOOK = 0.5  # seconds between looks at the workers and at the metrics
 Told = Callable[[dict[str, Any]], None]
 
 
-def train_on_workers(settings: Settings, run: Path, progress: Told) -> ray.train.Result:
-    """Train in the run directory `run`, which is there already, on the settings' workers; `progress` gets each metrics line.
+def train_on_workers(settings: Settings, run: Path, open_run: Callable[[], object], progress: Told) -> ray.train.Result:
+    """Train in the directory `run` on the settings' workers; `progress` gets each metrics line.
 
-    Returns what Ray Train says of the last checkpoint: `update`, `checkpoint`, `worker_restarts`. RunError as `cluster` and training
-    raise it, where a worker does not see `run`, and where workers were killed more than `worker_failures` times.
+    `open_run` makes the run directory, once the cluster is found to have what the settings ask for. Returns what Ray Train says of the
+    last checkpoint: `update`, `checkpoint`, `worker_restarts`. RunError as `cluster` and training raise it, where a worker does not see
+    `run`, and where workers were killed more than `worker_failures` times.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(LOOK))
     cpus, gpus = settings.threads or 1, settings.gpus_per_worker
@@ -53,6 +54,7 @@ def train_on_workers(settings: Settings, run: Path, progress: Told) -> ray.train
         most = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
         if cpus > most:
             raise RunError(f"setting threads is {cpus}, and the cluster's largest machine has {most:g} CPUs: give fewer")
+        open_run()
         state = run.resolve() / STATE
         shutil.rmtree(state, ignore_errors=True)  # of the run before this one
         state.mkdir()

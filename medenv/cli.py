@@ -317,6 +317,33 @@ def train_grpo(settings: tuple[str, ...], arguments: dict[str, Any], resume: boo
     _trained(folder, final, as_json, "validation_repeat_rate", "kl", "skipped_groups", "failed")
 
 
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="-- COMMAND...")
+@click.option("--address", default="", metavar="http://HOST:8265", help="The cluster's dashboard; default: RAY_API_SERVER_ADDRESS.")
+@click.option("--working-dir", type=click.Path(path_type=Path), default=Path("."), show_default=True, metavar="DIR", help="Goes along.")
+@click.option("--exclude", "excludes", multiple=True, metavar="PATTERN", help="Leave more of it out, as in a .gitignore.")
+@click.option("--installed", is_flag=True, help="The cluster has medenv: DIR need not hold it.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Follow the output and end with the job's exit code.")
+@json_option
+def submit(
+    command: tuple[str, ...],
+    address: str,
+    working_dir: Path,
+    excludes: tuple[str, ...],
+    installed: bool,
+    wait: bool,
+    as_json: bool,
+) -> int:
+    """Run a COMMAND, such as `medenv train ppo`, as a job on a Ray cluster."""
+    from medenv.runs.jobs import submit as submit_
+
+    job = submit_(command, address, working_dir, installed, excludes, wait, tell=lambda text: click.echo(text, nl=False, err=as_json))
+    emit(job, as_json, lambda: click.echo(f"job {job['job']}: {job['status']}"))
+    if job["status"] in ("SUBMITTED", "SUCCEEDED"):
+        return 0
+    return fail(f"job {job['job']} on {job['address']} ended as {job['status']}: its output says why", job["exit_code"] or 1)
+
+
 @cli.command()
 @click.argument("run", metavar="RUN.jsonl", type=click.Path(exists=True, path_type=Path))
 @click.option("--reward", required=True, metavar="MIX", help="The mix to score with.")

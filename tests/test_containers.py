@@ -62,7 +62,7 @@ def test_dockerfile__is_pinned_copies_what_exists_and_ends_as_a_user(name: str) 
     assert not set(copied) & set(ignored)
     (user,) = [given for what, given in steps if what == "USER"]
     assert ["useradd", "--create-home", "--uid", "1000", user] in commands(name)
-    last = [n for n, (what, _) in enumerate(steps) if what == "USER"][0]
+    last = next(n for n, (what, _) in enumerate(steps) if what == "USER")
     assert not any(word in given for _, given in steps[last:] for word in ("pip", "apt-get", "useradd"))
 
 

@@ -2,8 +2,8 @@
 
     python -m medenv.runs.estimates          # experiments/cluster/gpu*.toml -> experiments/cluster/estimates.csv and .md
 
-Every number in the table follows from the settings file, the model's shape as published, the GPU's data sheet, and `Assumed`: shares of peak
-that a run may reach, and how long consultations are. Sums, not a model of the hardware: read them as right within a factor of two or three.
+Every number in the table follows from the settings file, the model's shape as published, the GPU's data sheet, and `Assumed`: shares of
+peak that a run may reach, and how long consultations are. Sums, not a model of the hardware: they may be wrong by a factor of two or three.
 
 Does not cover: how runs scale over nodes (`medenv.runs.scaling`), prices, other models.
 """
@@ -108,7 +108,7 @@ class Estimate:
         return self.rollout + self.learn + self.exchange
 
 
-def estimate(settings: GRPOSettings, gpus: int, gpu: GPU = GPU(), assumed: Assumed = Assumed()) -> Estimate:  # noqa: B008  (frozen)
+def estimate(settings: GRPOSettings, gpus: int, gpu: GPU = GPU(), assumed: Assumed = Assumed()) -> Estimate:
     """The sums. KeyError for a model whose shape is not in `SHAPES`."""
     shape, a = SHAPES[settings.model], assumed
     each = settings.batch / gpus  # consultations of a GPU
@@ -135,7 +135,7 @@ def estimate(settings: GRPOSettings, gpus: int, gpu: GPU = GPU(), assumed: Assum
     return Estimate(gpus, settings, rollout, flops / (gpu.flops * a.mfu), exchange, written, settings.batch * length, memory)
 
 
-def row(name: str, found: Estimate, gpu: GPU = GPU()) -> dict[str, Any]:  # noqa: B008
+def row(name: str, found: Estimate, gpu: GPU = GPU()) -> dict[str, Any]:
     """A line of the table."""
     s = found.settings
     validations = (s.steps or 0) // s.evaluate_every + 1

@@ -4,8 +4,8 @@
 
 The directory goes along without what `EXCLUDES` names and without links (Ray would follow them). `experiments/cluster/runtime_env.yaml`
 holds the same list for plain `ray job submit`. The job runs on the head node in its copy of the directory: what it writes under a relative
-path is lost with it. A cluster started with a token wants RAY_AUTH_MODE=token and the token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token)
-here too.
+path is lost with it. A cluster started with a token wants RAY_AUTH_MODE=token and the token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or
+~/.ray/auth_token) here too.
 
 Does not cover: starting clusters, joining one from a process (`medenv.runs.cluster`), and what the command does with the cluster.
 """
@@ -52,8 +52,8 @@ def submit(
 
     A first word `medenv` becomes `python -m medenv`. `address`: of the job server; empty for RAY_API_SERVER_ADDRESS, for RAY_ADDRESS where
     it is an http address, else `DEFAULT_ADDRESS`. `installed`: the cluster has medenv, so `working_dir` need not hold it. `excludes`: more
-    to leave out. With `wait`, `tell` gets the job's output as it comes. RunError: Ray is not installed, a command that is empty, a directory
-    that is missing, holds no medenv or is too large, a server that does not answer, wants another token, refuses, or is lost while waiting.
+    to leave out. With `wait`, `tell` gets the job's output as it comes. RunError: Ray is not installed, a command that is empty, a
+    directory that is missing, holds no medenv or is too large, a server that does not answer, wants another token, refuses, or is lost while waiting.
     """
     if not command:
         raise RunError("no command was given: put it behind --, such as `medenv submit -- medenv train ppo`")

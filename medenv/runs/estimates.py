@@ -91,7 +91,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """One update of GRPO on `gpus` GPUs. Seconds of rollouts, learning and the exchange of gradients; bytes on each GPU by what they hold."""
+    """One update of GRPO on `gpus` GPUs. Seconds of its parts; tokens over all GPUs; bytes on each GPU by what they hold."""
 
     gpus: int
     settings: GRPOSettings

@@ -53,7 +53,8 @@ def submit(
     A first word `medenv` becomes `python -m medenv`. `address`: of the job server; empty for RAY_API_SERVER_ADDRESS, for RAY_ADDRESS where
     it is an http address, else `DEFAULT_ADDRESS`. `installed`: the cluster has medenv, so `working_dir` need not hold it. `excludes`: more
     to leave out. With `wait`, `tell` gets the job's output as it comes. RunError: Ray is not installed, a command that is empty, a
-    directory that is missing, holds no medenv or is too large, a server that does not answer, wants another token, refuses, or is lost while waiting.
+    directory that is missing, holds no medenv or is too large, a server that does not answer, wants another token, refuses, or is lost
+    while waiting.
     """
     if not command:
         raise RunError("no command was given: put it behind --, such as `medenv submit -- medenv train ppo`")

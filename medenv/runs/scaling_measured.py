@@ -203,7 +203,7 @@ def _plain(rollout: Rollout) -> dict[str, Any]:
 def _both(mine: Rollout, other: Rollout) -> Rollout:
     """The consultations of two rollouts side by side. `other` may hold arrays."""
     tensors = [f.name for f in fields(Rollout) if isinstance(getattr(mine, f.name), torch.Tensor)]
-    joined = {name: torch.cat([getattr(mine, name), torch.as_tensor(getattr(other, name))], dim=1) for name in tensors}
+    joined: dict[str, Any] = {name: torch.cat([getattr(mine, name), torch.as_tensor(getattr(other, name))], dim=1) for name in tensors}
     return replace(mine, **joined)
 
 

@@ -6,6 +6,7 @@ import http.server
 import json
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -51,6 +52,7 @@ import ray
 from medenv.runs.cluster import cluster
 here = Path(sys.argv[2])
 with cluster(sys.argv[1], cpus=6):
+    (here / "medenv").rename(here / "gone")  # as on another machine: Ray's workers look where the driver's own modules lie, too
     @ray.remote(num_cpus=1)
     def task(n):
         import medenv
@@ -251,7 +253,10 @@ def test_launch_file__trains(kind: str, submitted: dict[str, subprocess.Complete
 def test_node_lost__tasks_of_a_process_outside_run_again_with_its_package(cluster: RayCluster, tmp_path: Path) -> None:
     extra = cluster.start("worker", 2)
     cluster.wait_for(3)
-    process = start(cluster, sys.executable, "-c", OUTSIDE, cluster.address, str(tmp_path))
+    shutil.copytree(ROOT / "medenv", tmp_path / "medenv", ignore=shutil.ignore_patterns("__pycache__"))
+    script = tmp_path / "outside.py"
+    script.write_text(OUTSIDE)
+    process = start(cluster, sys.executable, str(script), cluster.address, str(tmp_path), PYTHONPATH=str(tmp_path))
     wait_until(lambda: len(list(tmp_path.glob("running*"))) == 6, process)
     cluster.kill(extra)
     (tmp_path / "go").touch()

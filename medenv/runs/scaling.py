@@ -84,7 +84,7 @@ def simulate(work: Work, nodes: int, iterations: int = ITERATIONS, seed: int = 0
         came = _gather(work, now, busy, shares) if work.learners == "one" else [now + b for b in busy]
         arrived += sum(shares)
         ready = max(came)
-        waited += sum(ready - now - b for b in busy)
+        waited += sum(ready - (now + b) for b in busy)
         now = ready + learning(work, nodes)
         learned += sum(shares)
         if iteration % work.evaluate_every == 0:

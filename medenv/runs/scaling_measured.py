@@ -29,7 +29,7 @@ from medenv.runs.scaling import Work, simulate
 
 PPO_ENVS, GRPO_BATCHES = (256, 1024), (16, 64)
 SETTINGS = PPOSettings(env={"observe_belief": True})
-REPEATS = 15
+REPEATS = 20
 UPDATES = 8  # of GRPO; the first warms up, the last validates
 ENTROPY = 0.03  # of learning; no matter for its time
 
@@ -53,20 +53,18 @@ def calibrate() -> dict[str, Any]:
 
 def measure_ppo(envs: Sequence[int] = PPO_ENVS, settings: PPOSettings = SETTINGS, repeats: int = REPEATS) -> Work:
     """PPO's rollout and update at two numbers of consultations side by side. Every place in the batch takes `rollout` turns."""
-    times = []
-    for n in envs:
-        learner = PPO(replace(settings, num_envs=n))
-        spent = []
-        for _ in range(repeats + 1):
+    learners = [PPO(replace(settings, num_envs=n)) for n in envs]
+    spent = np.full((len(envs), 2), np.inf)
+    for _ in range(repeats):  # in turns, so that a busy minute of the machine falls on both
+        for k, learner in enumerate(learners):
             start = time.perf_counter()
             rollout, _ = learner.collect(0.0)
             middle = time.perf_counter()
             learner.learn(rollout, ENTROPY)
-            spent.append((middle - start, time.perf_counter() - middle))
-        times.append(np.min(spent[1:], axis=0))
+            spent[k] = np.minimum(spent[k], (middle - start, time.perf_counter() - middle))
     turns = settings.rollout
-    turn, turn_each = _line([turns] * 2, [turns * n for n in envs], [t[0] for t in times])
-    learn, learn_each = _line([1, 1], envs, [t[1] for t in times])
+    turn, turn_each = _line([turns] * 2, [turns * n for n in envs], spent[:, 0])
+    learn, learn_each = _line([1, 1], envs, spent[:, 1])
     start = time.perf_counter()
     learner.validate()
     return Work(
@@ -207,7 +205,7 @@ def _both(mine: Rollout, other: Rollout) -> Rollout:
     return replace(mine, **joined)
 
 
-def _line(fixed: Sequence[float], each: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
+def _line(fixed: Sequence[float], each: Sequence[float], seconds: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """(a, b), neither below 0, so that a·fixed + b·each = seconds in both measurements, or as near as can be."""
     a, b = np.linalg.solve(np.array([fixed, each], float).T, np.asarray(seconds, float))
     if a < 0:

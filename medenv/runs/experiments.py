@@ -13,8 +13,6 @@ Does not cover: reward ablations.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import subprocess
@@ -36,7 +34,8 @@ from medenv.knowledge.base import KnowledgeBase
 from medenv.knowledge.ddxplus import FLOOR, load_knowledge
 from medenv.runs.evaluate import evaluate
 from medenv.runs.provenance import provenance
-from medenv.runs.records import read_trajectories, write_atomically
+from medenv.runs.records import read_trajectories
+from medenv.runs.tables import write_table
 
 ENV = "MedConsult-v0"
 CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995)
@@ -322,18 +321,7 @@ def _interval(pair: Sequence[float] | None) -> str | None:
 
 
 def _write(stem: Path, rows: Sequence[Mapping[str, Any]], notes: Sequence[str], command: str, *packages: str) -> None:
-    """STEM.csv for programs and STEM.md for people, with where the numbers come from."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    columns = list(dict.fromkeys(k for r in rows for k in r))
-    table = io.StringIO()
-    writer = csv.DictWriter(table, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(stem.with_suffix(".csv"), table.getvalue())
-    cells = [["" if r.get(c) is None else str(r[c]) for c in columns] for r in rows]
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns), *("| " + " | ".join(c) + " |" for c in cells)]
-    text = [f"# {stem.name.replace('_', ' ')}", "", *notes, "", *lines, "", *(f"- {line}" for line in provenance(command, *packages))]
-    write_atomically(stem.with_suffix(".md"), "\n".join(text) + "\n")
+    write_table(stem, rows, notes, provenance(command, *packages))
     click.echo(f"written: {stem}.csv and .md")
 
 

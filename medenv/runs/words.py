@@ -27,9 +27,10 @@ from medenv.agents.greedy import Greedy
 from medenv.envs.setup import Setup
 from medenv.errors import MedenvError, RunError
 from medenv.runs.evaluate import evaluate
-from medenv.runs.experiments import _write as write_table
+from medenv.runs.provenance import provenance
 from medenv.runs.records import Record, read_trajectories
 from medenv.runs.statistics import bootstrap_mean, paired_difference
+from medenv.runs.tables import write_table
 
 TEXT = "MedConsultText-v0"
 DECODINGS = {"greedy decoding": 0.0, "sampled": 1.0}
@@ -67,11 +68,12 @@ def main(settings: Path, output: Path | None, runs: Path, only: str) -> None:
         "over its confidence. repeat_rate: repeated questions / all questions.",
     ]
     command = f"python -m medenv.runs.words {settings}"
-    write_table(table, rows, notes, command, "torch", "transformers", "trl")
+    sources = provenance(command, "torch", "transformers", "trl")
+    write_table(table, rows, notes, sources)
     pairs = [(a, b) for i, a in enumerate(cells) for b in list(cells)[i + 1 :]]
     differences = [_difference(b, a, how, found[b, how], found[a, how]) for how in DECODINGS for a, b in pairs]
     note = "Accuracy of `arm` minus that of `than` on the same cases from the same seeds, seeds and cases resampled."
-    write_table(table.with_name(f"{table.name}_differences"), differences, [note], command, "torch", "transformers", "trl")
+    write_table(table.with_name(f"{table.name}_differences"), differences, [note], sources)
     _plot(plan, cells, table.with_suffix(".png"))
 
 

@@ -29,6 +29,11 @@ Interval = tuple[float, float]
 Statistic = Callable[[list[Float64]], Float64]  # strata [..., runs] to [...]
 
 
+def mean_score(strata: Strata) -> float:
+    """Mean over environments of the mean over runs."""
+    return float(mean(_strata(strata)))
+
+
 def interquartile_mean(strata: Strata) -> float:
     """Mean of the middle half of all runs of all environments; of all of them where they are fewer than four.
 
@@ -131,12 +136,12 @@ def median_time_interval(times: ArrayLike, seed: int = 0, resamples: int = RESAM
 
 
 def mean(strata: list[Float64]) -> Float64:
-    """Mean over environments of the mean over runs: a statistic for the intervals."""
+    """As `mean_score`: a statistic for the intervals."""
     return np.mean([s.mean(-1) for s in strata], axis=0)
 
 
 def iqm(strata: list[Float64]) -> Float64:
-    """Interquartile mean of all runs: a statistic for the intervals."""
+    """As `interquartile_mean`: a statistic for the intervals."""
     pooled = np.sort(np.concatenate(strata, axis=-1), axis=-1)
     cut = int(TRIM * pooled.shape[-1])
     return pooled[..., cut : pooled.shape[-1] - cut].mean(-1)

@@ -22,6 +22,7 @@ import hashlib
 import io
 import json
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -59,16 +60,10 @@ class Writer:
         self.written = 0
 
     def _lock(self) -> None:
-        """Two runs in one folder would each do the other's consultations. Where there is no flock, nothing guards against it."""
-        try:
-            import fcntl
-
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            return
-        except OSError:
+        """Two runs in one folder would each do the other's consultations."""
+        if not _held(self._file):
             self._file.close()
-            raise RunError(f"{self.path} is being written by another run: wait for it, or give another --output") from None
+            raise RunError(f"{self.path} is being written by another run: wait for it, or give another --output")
 
     def write(self, records: Iterable[Record]) -> None:
         """Append a batch. RunError (what was written before is kept) when the system refuses."""
@@ -175,6 +170,34 @@ def write_atomically(path: Path, content: str | bytes, advice: str = "check the 
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise RunError(f"could not write {path}: {error.strerror or error}; {advice}") from error
+
+
+@contextlib.contextmanager
+def locked(path: Path, patience: float = 0.0) -> Iterator[None]:
+    """Hold the file `path`, made where it is not there, against other processes; one that dies lets go of it.
+
+    RunError where another still holds it after `patience` seconds. Where there is no flock, nothing guards against it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        until = time.monotonic() + patience
+        while not _held(file):
+            if time.monotonic() >= until:
+                raise RunError(f"{path.parent} is in use by another run: wait for it, or give another --output")
+            time.sleep(0.1)
+        yield
+
+
+def _held(file: io.IOBase) -> bool:
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

@@ -144,6 +144,15 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     print_table(NOTICE, ["key", "value", "95 % interval"], rows)
 
 
+def print_ablation(told: Mapping[str, Any]) -> None:
+    """An ablation: what was run, and the rows of its table that matter most."""
+    if told["rows"]:
+        columns = ["environment", "mix", "seeds", "return", "return_ci", "accuracy", "questions", "normalised", "steps_to_90", "reached"]
+        print_table(NOTICE, columns, [[row.get(c) for c in columns] for row in told["rows"]])
+        click.echo(f"{told['output']}/report.html holds all of it")
+    click.echo(", ".join(f"{k}: {told[k]}" for k in ("ran", "cached", "retries", "failed", "missing") if told[k] is not None))
+
+
 def print_knowledge(found: Mapping[str, Any]) -> None:
     """An entry with its links: a table of their own, and the sources that they name."""
     links = next((k for k in ("findings", "conditions") if isinstance(found.get(k), Mapping)), None)

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from medenv.errors import MedenvError, RunError
-from medenv.runs.ablation_tables import Name, Outcomes, comparison_notes, comparison_rows, name_of, notes, result_rows, sources
+from medenv.runs.ablation_tables import Name, Outcomes, comparison_notes, comparison_rows, name_of, notes, result_rows, sources, unfinished
 from medenv.runs.cells import Cell, Plan, Result, read_plan, run_cell
 from medenv.runs.cluster import cluster
 from medenv.runs.records import locked, write_atomically
@@ -97,6 +97,16 @@ def report(config: Path, output: Path, data: str | None = None) -> Outcomes:
     return found
 
 
+def summary(done: Done | None, found: Outcomes | None) -> dict[str, Any]:
+    """For people and programs: counts of cells (None where nothing was run, or no table made), and the rows of results."""
+    out: dict[str, Any] = dict.fromkeys(("ran", "cached", "retries", "failed", "missing"))
+    if done is not None:
+        out |= {"ran": done.ran, "cached": done.cached, "retries": done.retries, "failed": len(done.causes)}
+    if found is not None:
+        out["missing"] = len(found.missing)
+    return out | {"causes": [found.why(n) for n in found.missing] if found else [], "rows": result_rows(found) if found else []}
+
+
 def selected(plan: Plan, only: Sequence[str]) -> list[Cell]:
     """The cells that `only` asks for, all of them if it is empty. References come with their environment."""
     wanted: dict[str, set[str]] = {}
@@ -158,7 +168,7 @@ def write_report(found: Outcomes, output: Path, made_by: str) -> None:
     tables = {"results": (result_rows(found), notes(found)), "comparisons": (comparison_rows(found), comparison_notes(found))}
     made = sources(found, made_by)
     for name, (rows, above) in tables.items():
-        write_table(output / name, rows, above, made)
+        write_table(output / name, rows, [*unfinished(found), *above], made)
     drawn: dict[str, bytes] = {}
     if importlib.util.find_spec("matplotlib"):
         from medenv.runs.ablation_plots import pictures

@@ -45,7 +45,7 @@ def _curves(found: Outcomes) -> bytes | None:
         for number, mix in enumerate(plan.mixes):
             _draw_curve(axes, found.runs(environment, mix), mix, **_style(number))
         greedy, target = found.reference(environment, "greedy", "validation"), found.target(environment)
-        for value, text, line in ((greedy, "greedy", "--"), (target, f"{SHARE:.0%} of greedy", ":")):
+        for value, text, line in ((greedy, "greedy", "--"), (target, f"{100 * SHARE:.0f} % of greedy", ":")):
             if value is not None:
                 axes.axhline(value, color="0.3", linestyle=line, linewidth=1)
                 axes.annotate(
@@ -64,7 +64,7 @@ def _draw_curve(axes: Any, runs: Sequence[Result], mix: str, **style: Any) -> No
     shortest = min(c["steps"][-1] for c in curves)
     grid = np.unique([s for c in curves for s in c["steps"] if s <= shortest])
     values = np.array([np.interp(grid, c["steps"], c["return"]) for c in curves])
-    axes.plot(grid, values.mean(0), label=f"{mix} ({len(curves)})", **style)
+    axes.plot(grid, values.mean(0), label=mix, **style)
     band = [stratified_interval(mean, [column], resamples=1000) for column in values.T]
     if None not in band:
         axes.fill_between(grid, *np.array(band).T, color=style["color"], alpha=0.15, linewidth=0)
@@ -120,7 +120,7 @@ def _draw_front(axes: Any, found: Outcomes, environment: str, key: str) -> bool:
         points.append((mean_score(x), mean_score(y)))
         colour = "0.3" if mix in REFERENCES else _style(number)["color"]
         axes.plot(x[0], y[0], ".", color=colour, alpha=0.4)
-        axes.plot(*points[-1], "s" if mix in REFERENCES else "o", color=colour, label=mix)
+        axes.plot(*points[-1], {"greedy": "s", "random": "^"}.get(mix, "o"), color=colour, label=mix)
     best = sorted(pareto(points), key=lambda k: points[k])
     if best:
         axes.plot(*zip(*(points[k] for k in best), strict=True), color="0.5", linewidth=1, zorder=0, label="not beaten by any other")

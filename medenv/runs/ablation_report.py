@@ -15,11 +15,11 @@ from medenv.runs.ablation_tables import Outcomes, Rows
 from medenv.runs.tables import cell_text, columns_of
 
 CAPTIONS = {
-    "curves": "The judge's return on validation cases while training: mean over seeds (their number in brackets), 95 % band over seeds.",
+    "curves": "The judge's return on validation cases while training: mean over seeds with its 95 % band.",
     "profile": "Performance profile: the share of runs that score above each normalised score, over all environments, with 95 % bands. "
     "A line that lies higher everywhere is better everywhere.",
-    "front": "Accuracy against questions and against their cost. Small dots are runs, large ones means; squares are reference doctors. "
-    "The line joins what no other beats.",
+    "front": "Accuracy against questions and against their cost. Small dots are runs, large ones means; square and triangle are reference "
+    "doctors. The line joins what no other beats.",
 }
 NAMES = re.compile(r"^(environment|mix|baseline|reward)$")
 
@@ -49,8 +49,8 @@ def page(
     body = [f"<h1>{escape(plan.title)}</h1>", f'<p class="notice">{escape(NOTICE)}</p>']
     if found.missing:
         body += [
-            f'<div class="unfinished"><p><strong>Unfinished.</strong> {len(found.missing)} of {len(plan.cells())} cells are missing. They '
-            "are left out, never counted as 0, and a table with missing seeds is unfinished.</p><ul>",
+            f'<div class="unfinished"><p><strong>Unfinished.</strong> Missing cells: {len(found.missing)} of {len(plan.cells())}. They are '
+            "left out, never counted as 0.</p><ul>",
             *(f"<li>{escape(found.why(name))}</li>" for name in found.missing),
             "</ul></div>",
         ]
@@ -69,10 +69,10 @@ def _how_to_read(found: Outcomes) -> list[str]:
     plan = found.plan
     mixes = "".join(f"<li>{escape(name)}: <code>{escape(str(about['reward']))}</code></li>" for name, about in plan.mixes.items())
     return [
-        f"<p>Each mix is what a doctor was trained on. What it earned is always counted by one judge, <code>{escape(plan.judge)}</code>, on "
-        "cases that every doctor shares. <code>random</code> acts at random, <code>greedy</code> asks what tells most per cost under the "
-        "exact belief; a normalised score of 0 is as good as the one, 1 as good as the other. Two mixes differ where the interval of their "
-        "difference leaves out 0, or that of the probability of improvement leaves out one half.</p>",
+        f"<p>Each mix is what a doctor was trained on. What it earned is always counted by one judge, <code>{escape(plan.judge)}</code>, "
+        "on cases that every doctor shares. <code>random</code> acts at random, <code>greedy</code> asks what tells most per cost under "
+        "the exact belief; a normalised score of 0 is as good as the one, 1 as good as the other. Two mixes differ where the interval of "
+        "their difference leaves out 0, or that of the probability of improvement leaves out one half.</p>",
         f"<ul>{mixes}</ul>",
     ]
 
@@ -88,9 +88,15 @@ def _inline(text: str) -> str:
 
 
 def _table(rows: Rows) -> str:
-    columns = columns_of(rows)
+    """The rows, each number with its interval in brackets."""
+    columns = [c for c in columns_of(rows) if not c.endswith("_ci")]
     kinds = [" ".join(("name", c) if NAMES.match(c) else ()) for c in columns]
     head = "".join(f'<th class="{k}">{escape(c.replace("_", " "))}</th>' for c, k in zip(columns, kinds, strict=True))
-    lines = ["".join(f'<td class="{k}">{escape(cell_text(r.get(c)))}</td>' for c, k in zip(columns, kinds, strict=True)) for r in rows]
+    lines = ["".join(f'<td class="{k}">{escape(_with_interval(r, c))}</td>' for c, k in zip(columns, kinds, strict=True)) for r in rows]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _with_interval(row: Mapping[str, object], column: str) -> str:
+    interval = row.get(f"{column}_ci")
+    return cell_text(row.get(column)) + ("" if interval is None else f" [{interval}]")

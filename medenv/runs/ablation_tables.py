@@ -120,25 +120,27 @@ def comparison_rows(found: Outcomes) -> Rows:
     return [_comparison_row(found, place, mix) for place in places for mix in plan.mixes if mix != plan.baseline]
 
 
+def unfinished(found: Outcomes) -> list[str]:
+    """Lines that name what is missing; none where nothing is."""
+    if not found.missing:
+        return []
+    count = f"{len(found.missing)} of {len(found.plan.cells())}"
+    return [f"**Unfinished.** Missing cells: {count}.", "", *(f"- {found.why(name)}" for name in found.missing), ""]
+
+
 def notes(found: Outcomes) -> list[str]:
-    """What a reader needs to know above the tables; first of all what is missing."""
-    plan, results = found.plan, found.results.values()
-    out = []
-    if found.missing:
-        out += [
-            f"**Unfinished: {len(found.missing)} of {len(plan.cells())} cells are missing.** A table with missing seeds is unfinished.",
-            "",
-        ]
-        out += [*(f"- {found.why(name)}" for name in found.missing), ""]
+    """What a reader needs to know above the results."""
+    plan, results, out = found.plan, found.results.values(), list[str]()
     seeds = f"{len(plan.seeds)} seed{'s' if len(plan.seeds) > 1 else ''}"
     out += [
-        f"{plan.title} {seeds}; {plan.episodes} validation and {plan.episodes} test cases, the same for every doctor. Whatever a mix trained "
-        f"on, every return is the judge's: `{plan.judge}`.",
+        f"{plan.title} {seeds}; {plan.episodes} validation and {plan.episodes} test cases, the same for every doctor. Whatever a mix "
+        f"trained on, every return is the judge's: `{plan.judge}`.",
         "",
         "Intervals (_ci) are 95 %, bootstrapped over seeds within each environment: they speak of other seeds, on the same cases; a single "
-        "seed has none. normalised: (return - random) / (greedy - random). iqm: the mean of the middle half of the runs. steps_to_90: median "
-        f"over seeds of the steps to {SHARE:.0%} of greedy's return at validation, interpolated between validations; a run that does not get "
-        f"there counts as later than any, and `{NEVER}` is a median among those. Columns with test_ are measured once, after training.",
+        "seed has none. normalised: (return - random) / (greedy - random). iqm: the mean of the middle half of the runs. steps_to_90: "
+        f"median over seeds of the steps to {100 * SHARE:.0f} % of greedy's return at validation, interpolated between validations; a run "
+        f"that does not get there counts as later than any, and `{NEVER}` is a median among those. Columns with test_ are measured once, "
+        "after training.",
     ]
     again = [r.get("retries", 0) for r in results]
     if sum(again):
@@ -152,9 +154,9 @@ def comparison_notes(found: Outcomes) -> list[str]:
     """What stands above the comparisons."""
     return [
         f"Every mix beside the baseline, {found.plan.baseline}. Differences are means over seeds, intervals as in `results.md`. "
-        "improvement: the probability that a run of the mix earns more than a run of the baseline, a tie counting half. faster: that it reaches 90 % of "
-        "greedy's return in fewer steps, two that never do being a tie. Intervals are not corrected for the number of comparisons.",
-        *([] if not found.missing else ["", f"**Unfinished: {len(found.missing)} cells are missing.** See `results.md`."]),
+        "improvement: the probability that a run of the mix earns more than a run of the baseline, a tie counting half. faster: that it "
+        "reaches 90 % of greedy's return in fewer steps, two that never do being a tie. Intervals are not corrected for the number of "
+        "comparisons.",
     ]
 
 

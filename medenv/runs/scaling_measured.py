@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from medenv.agents.ppo import PPO, PPOSettings, Rollout
+from medenv.agents.ppo import PPO, PPOSettings
+from medenv.agents.ppo_objective import Rollout
 from medenv.runs.provenance import commit, hardware
 from medenv.runs.scaling import Work, simulate
 

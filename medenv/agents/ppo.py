@@ -17,6 +17,7 @@ from __future__ import annotations
 import inspect
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import gymnasium as gym
@@ -120,9 +121,7 @@ class PPO:
             sharpness_start=s.sharpness_start,
         )
         self.policy = Policy(self.architecture, self.generator)
-        self.optimiser = torch.optim.Adam(self.policy.parameters(), s.learning_rate, eps=1e-5)
         self.tracker = None if setup.observe_belief else Tracker(self.architecture)
-        self.tracker_optimiser = None if self.tracker is None else torch.optim.Adam(self.tracker.parameters(), s.tracker_rate)
         self.accuracy_weight = setup.rewards.weight_of_right()
         if stream:
             self.generator.manual_seed(seed_for(s.seed, "ppo sampling", *stream))
@@ -130,6 +129,16 @@ class PPO:
         self.episode_return = np.zeros(s.num_envs)
         self.episode_questions = np.zeros(s.num_envs)
         self.episode_turns = np.zeros(s.num_envs, np.int64)
+
+    @cached_property
+    def optimiser(self) -> torch.optim.Adam:
+        """The policy's; made when it is needed, because torch takes seconds to load it and collecting does without."""
+        return torch.optim.Adam(self.policy.parameters(), self.settings.learning_rate, eps=1e-5)
+
+    @cached_property
+    def tracker_optimiser(self) -> torch.optim.Adam | None:
+        """The tracker's, where there is one."""
+        return None if self.tracker is None else torch.optim.Adam(self.tracker.parameters(), self.settings.tracker_rate)
 
     def update(self, progress: float) -> dict[str, float]:
         """One rollout and what is learned from it; `progress` in [0, 1] is the share of the budget that is spent."""

@@ -66,7 +66,7 @@ class OnRLlib:
     def update(self, progress: float) -> dict[str, float]:
         """One rollout and what is learned from it, with counts of what failed on the way."""
         while True:
-            algorithm = self._running()
+            algorithm = self.running()
             algorithm.progress = progress
             try:
                 algorithm.train()
@@ -84,7 +84,7 @@ class OnRLlib:
         load_weights(self.here, self.kept["weights"])
         return algorithm.told | {"learner_failures": float(self.failures)}
 
-    def _running(self) -> ConsultPPO:
+    def running(self) -> ConsultPPO:
         """The algorithm, started from the kept state where it is not running."""
         if self.algorithm is None:
             self.algorithm = build(self.settings, self.here.architecture)
@@ -99,7 +99,7 @@ class OnRLlib:
     def state(self) -> dict[str, Any]:
         """What the next update depends on, but for the consultations that are open: a resumed run begins new ones."""
         if self.kept is None:
-            self.kept = self._running().kept_state()
+            self.kept = self.running().kept_state()
             load_weights(self.here, self.kept["weights"])
         return self.kept | {"learner_failures": self.failures}
 

@@ -269,7 +269,7 @@ class ConsultPPO(RLlibPPO):
 
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
         """Runners that are back. There is nothing to send them."""
-        return list(env_runner_group.probe_unhealthy_env_runners() or [])
+        return sorted(set(env_runner_group.probe_unhealthy_env_runners() or []))
 
     def weights(self) -> dict[str, Any]:
         """The network's, as arrays by name."""

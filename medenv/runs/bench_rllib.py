@@ -1,0 +1,195 @@
+"""PPO on RLlib measured: steps a second beside `ppo` and a plain RLlib set-up, one runner against two, a killed runner; learning curves.
+
+    python -m medenv.runs.bench_rllib            writes experiments/cluster/rllib.md, .csv and rllib_curves.png
+
+"Plain" is what RLlib's documentation leads to: one environment per runner (`MedConsult-v0` with flat observations), RLlib's own network of
+the same width, the same batch, minibatches, epochs and number of runners. Set-ups are measured in turns, and each counts with the median
+of its iterations after the first.
+
+Does not cover: many nodes (`scaling`), other machines.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import gymnasium as gym
+import numpy as np
+import torch
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.tune.registry import register_env
+
+from medenv.agents.ppo import PPO, PPOSettings
+from medenv.agents.rllib import OnRLlib, RLlibSettings
+from medenv.runs.cluster import cluster
+from medenv.runs.run_directory import read_metrics
+from medenv.runs.tables import write_table
+from medenv.runs.training import train
+
+ENV: dict[str, Any] = {"knowledge": "builtin", "observe_belief": True}
+ROUNDS, ITERATIONS = 2, 6
+BATCH, MINIBATCH, EPOCHS, HIDDEN = 16_384, 1024, 2, 128
+PLAIN_BATCH = 2048  # of the plain set-up, so that an iteration takes seconds and not a minute; rates do not depend on it
+
+
+@click.command(help=__doc__)
+@click.option("--output", default="experiments/cluster", type=click.Path(path_type=Path))
+@click.option("--steps", default=300_000, help="of each learning curve")
+@click.option("--seeds", default=3)
+def main(output: Path, steps: int, seeds: int) -> None:
+    """See the module."""
+    torch.set_num_threads(1)
+    rates: dict[str, list[float]] = {}
+    with cluster("local", own_cpus=4):
+        for _ in range(ROUNDS):
+            for name, measured in SETUPS.items():
+                rates.setdefault(name, []).extend(measured())
+                click.echo(f"{name}: {np.median(rates[name]):.0f}")
+        restart = _restart()
+        click.echo(f"restart: {restart:.1f} s")
+        curves = _curves(steps, seeds)
+    rows: list[dict[str, Any]] = [{"what": name, "per_second": round(float(np.median(r)))} for name, r in rates.items()]
+    found = {name: float(np.median(r)) for name, r in rates.items()}
+    ours = max(found["RLlib, 1 runner, with updates"], found["RLlib, 2 runners, with updates"])
+    rows += [
+        {
+            "what": "RLlib with updates, the better of 1 and 2 runners / plain RLlib",
+            "ratio": round(ours / found["plain RLlib, with updates"], 1),
+        },
+        {
+            "what": "rollouts, 2 runners / 1 runner",
+            "ratio": round(found["RLlib, 2 runners, rollouts"] / found["RLlib, 1 runner, rollouts"], 2),
+        },
+        {"what": "seconds from a killed runner to its next rollout", "seconds": round(restart, 1)},
+    ]
+    for engine, runs in curves.items():
+        last = [run[-1][1] for run in runs]
+        told = f"{np.mean(last):.3f} [{min(last):.3f} to {max(last):.3f}]"
+        rows.append({"what": f"validation return of engine={engine} after {steps:,} steps, {seeds} seeds", "mean_and_range": told})
+    notes = [
+        f"{BATCH:,} steps an update, {EPOCHS} epochs, minibatches of {MINIBATCH}, built-in base, belief observed; one thread a process."
+    ]
+    write_table(output / "rllib", rows, notes, "python -m medenv.runs.bench_rllib", "torch", "ray")
+    _plot(curves, output / "rllib_curves.png")
+
+
+def _settings(runners: int) -> RLlibSettings:
+    return RLlibSettings(env=ENV, num_env_runners=runners, minibatch=MINIBATCH, epochs=EPOCHS, hidden=HIDDEN)
+
+
+def _torch() -> list[float]:
+    ppo = PPO(PPOSettings(env=ENV, minibatch=MINIBATCH, epochs=EPOCHS, hidden=HIDDEN))
+    return [ppo.update(0.1)["steps_per_second"] for _ in range(ITERATIONS)][1:]
+
+
+def _rllib(runners: int, learning: bool) -> list[float]:
+    """Steps a second of whole updates, or of their rollouts alone."""
+    learner = OnRLlib(_settings(runners))
+    try:
+        told = [learner.update(0.1) for _ in range(ITERATIONS)][1:]
+    finally:
+        learner.close()
+    return [BATCH / t["sample_seconds"] if not learning else t["steps_per_second"] for t in told]
+
+
+def _plain() -> list[float]:
+    """RLlib as it comes, one environment in each of two runners."""
+    register_env("medconsult-flat", _flat)
+    config = (
+        PPOConfig()
+        .environment("medconsult-flat")
+        .env_runners(num_env_runners=2, num_envs_per_env_runner=1)
+        .training(train_batch_size_per_learner=PLAIN_BATCH, minibatch_size=MINIBATCH, num_epochs=EPOCHS)
+        .rl_module(model_config=DefaultModelConfig(fcnet_hiddens=[HIDDEN]))
+        .debugging(log_level="ERROR")
+    )
+    algorithm = config.build_algo()
+    out = []
+    try:
+        for _ in range(ITERATIONS):
+            start = time.perf_counter()
+            result = algorithm.train()
+            out.append(result["env_runners"]["num_env_steps_sampled"] / (time.perf_counter() - start))
+    finally:
+        algorithm.stop()
+    return out[1:]
+
+
+def _flat(_: Any) -> gym.Env[Any, Any]:
+    import medenv  # noqa: F401  (registers the environments, in the runner)
+    from medenv.envs.wrappers import FlatObservation
+
+    return FlatObservation(gym.make("MedConsult-v0", **ENV))
+
+
+SETUPS: Mapping[str, Callable[[], list[float]]] = {
+    "ppo, one process, with updates": _torch,
+    "RLlib, 1 runner, with updates": lambda: _rllib(1, True),
+    "RLlib, 2 runners, with updates": lambda: _rllib(2, True),
+    "RLlib, 1 runner, rollouts": lambda: _rllib(1, False),
+    "RLlib, 2 runners, rollouts": lambda: _rllib(2, False),
+    "plain RLlib, with updates": _plain,
+}
+
+
+def _restart() -> float:
+    """Seconds from a runner's SIGKILL to the end of the first rollout that it takes part in again; the other one goes on meanwhile."""
+    learner = OnRLlib(_settings(2))
+    try:
+        learner.update(0.1)
+        group = learner.running().env_runner_group
+        pid = group.foreach_env_runner(lambda _: os.getpid(), remote_worker_ids=[1], local_env_runner=False)[0]
+        os.kill(pid, signal.SIGKILL)
+        start = time.perf_counter()
+        while learner.update(0.1)["runner_restarts"] < 1:
+            pass
+        return time.perf_counter() - start
+    finally:
+        learner.close()
+
+
+def _curves(steps: int, seeds: int) -> dict[str, list[list[tuple[int, float]]]]:
+    """(steps, validation return) of both trainers with the same settings."""
+    out: dict[str, list[list[tuple[int, float]]]] = {"torch": [], "rllib": []}
+    for seed in range(seeds):
+        for engine, runs in out.items():
+            settings: Any = PPOSettings(env=ENV, num_envs=512, minibatch=512) if engine == "torch" else None
+            settings = settings or RLlibSettings(env=ENV, num_envs=512, minibatch=512, num_env_runners=1)
+            settings = replace(settings, seed=seed, steps=steps, evaluate_every=6, evaluate_episodes=1024, checkpoint_every=1000)
+            with tempfile.TemporaryDirectory() as folder:
+                train(settings, Path(folder) / "run")
+                lines = read_metrics(Path(folder) / "run" / "metrics.jsonl")
+            runs.append([(r["steps"], r["validation_return"]) for r in lines if r.get("validation_return") is not None])
+    return out
+
+
+def _plot(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], file: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for k, (engine, runs) in enumerate(curves.items()):
+        steps = np.array([s for s, _ in runs[0]])
+        returns = np.array([[r for _, r in run] for run in runs])
+        axes.fill_between(steps, returns.min(0), returns.max(0), color=f"C{k}", alpha=0.2)
+        axes.plot(steps, returns.mean(0), color=f"C{k}", label=f"engine={engine}, {len(runs)} seeds: mean, least and greatest")
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel("validation return")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize=9)
+    figure.savefig(file, dpi=120)
+
+
+if __name__ == "__main__":
+    main()

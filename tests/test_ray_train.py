@@ -155,7 +155,7 @@ def test_an_error_of_one_worker__ends_all_at_once_in_one_line(
     told = capsys.readouterr().err.strip().splitlines()
     assert told[-1].startswith("medenv: could not write") and "samples" in told[-1] and "Traceback" not in "".join(told)
     reported = (run / "ray" / "train" / "checkpoint_manager_snapshot.json").read_text()
-    assert '"worker_restarts": 0' in reported and '"worker_restarts": 1' not in reported
+    assert '"worker_restarts":0' in reported and '"worker_restarts":1' not in reported
 
 
 @pytest.mark.parametrize(

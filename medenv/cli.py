@@ -262,6 +262,14 @@ def _trained(folder: Path, final: Mapping[str, Any], as_json: bool, *more: str) 
     emit({"run": str(folder)} | dict(final), as_json, lambda: print_table("", ["key", "value"], rows))
 
 
+def _tell_workers(chosen: Any) -> None:
+    from medenv.agents.finetuning import on_ray
+
+    if on_ray(chosen):
+        each = f"{chosen.gpus_per_worker:g} GPU each" if chosen.gpus_per_worker else "on CPUs"
+        note(f"trains with Ray: workers {chosen.workers}, {each}; batch {chosen.batch} is over all of them")
+
+
 @train.command("ppo")
 @_training
 def train_ppo(settings: tuple[str, ...], arguments: dict[str, Any], resume: bool, smoke: bool, output: Path | None, as_json: bool) -> None:
@@ -284,12 +292,14 @@ def train_ppo(settings: tuple[str, ...], arguments: dict[str, Any], resume: bool
 def train_sft(settings: tuple[str, ...], arguments: dict[str, Any], resume: bool, smoke: bool, output: Path | None, as_json: bool) -> None:
     """Supervised fine-tuning of a language-model doctor, from scratch or any Hugging Face model (model=DIR_OR_NAME, lora=RANK).
 
-    Keys are the fields of medenv.agents.sft.SFTSettings; env.NAME reaches MedConsultText-v0.
+    Keys are the fields of medenv.agents.sft.SFTSettings; env.NAME reaches MedConsultText-v0. workers=N trains with Ray (gpus_per_worker=1,
+    address=HOST:PORT).
     """
     from medenv.agents.sft import SFTSettings
     from medenv.runs.finetuning import train as train_
 
     chosen, folder = _read(SFTSettings, "sft", (settings, arguments, resume, smoke, output), SMOKE_SFT)
+    _tell_workers(chosen)
     with training_progress(chosen.seconds, chosen.steps) as advance:
         final = train_(chosen, folder, resume=resume, progress=advance)
     _trained(folder, final, as_json, "validation_loss", "validation_repeat_rate")
@@ -300,8 +310,8 @@ def train_sft(settings: tuple[str, ...], arguments: dict[str, Any], resume: bool
 def train_grpo(settings: tuple[str, ...], arguments: dict[str, Any], resume: bool, smoke: bool, output: Path | None, as_json: bool) -> None:
     """GRPO of a language-model doctor with credit for each turn, from a doctor that can hold a consultation (model=RUN_DIR).
 
-    Keys are the fields of medenv.agents.grpo.GRPOSettings; env.NAME reaches MedConsultText-v0. With --smoke and no model, a small one is
-    trained first, beside the run.
+    Keys are the fields of medenv.agents.grpo.GRPOSettings; env.NAME reaches MedConsultText-v0. workers=N trains with Ray
+    (gpus_per_worker=1, address=HOST:PORT). With --smoke and no model, a small one is trained first, beside the run.
     """
     from medenv.agents.grpo import GRPOSettings
     from medenv.agents.sft import SFTSettings
@@ -313,6 +323,7 @@ def train_grpo(settings: tuple[str, ...], arguments: dict[str, Any], resume: boo
         first, _ = _read(SFTSettings, "sft", ((), arguments, True, True, start), SMOKE_SFT)
         train_(first, start, resume=True)
         chosen.model = str(start)
+    _tell_workers(chosen)
     with training_progress(chosen.seconds, chosen.steps) as advance:
         final = train_(chosen, folder, resume=resume, progress=advance)
     _trained(folder, final, as_json, "validation_repeat_rate", "kl", "skipped_groups", "failed")

@@ -37,10 +37,12 @@ from medenv.agents.sft import SFTSettings, ShortFirst, collate, weighted_loss, w
 from medenv.agents.text_doctor import load_doctor, make_text_doctor, read_about  # noqa: E402
 from medenv.cli import main  # noqa: E402
 from medenv.errors import RunError  # noqa: E402
+from medenv.runs.checkpoints import COMPLETE, last_checkpoint  # noqa: E402
 from medenv.runs.evaluate import evaluate  # noqa: E402
-from medenv.runs.finetuning import COMPLETE, _Run, last_checkpoint, train  # noqa: E402
+from medenv.runs.finetuning import train  # noqa: E402
 from medenv.runs.glossary import GLOSSARY  # noqa: E402
 from medenv.runs.run_directory import read_metrics  # noqa: E402
+from medenv.runs.updates import Updates  # noqa: E402
 
 MIX = "accuracy + 0.1*shapley_credit - 0.01*question_cost - 0.1*invalid_action"
 ENV = {"knowledge": "scope:12", "max_turns": 5, "reward": MIX}
@@ -165,7 +167,7 @@ def test_sft__stops_at_its_plateau_and_keeps_the_best(tmp_path: Path) -> None:
     returns = [line["validation_return"] for line in lines if line.get("validation_return") is not None]
     assert final["plateau"] and final["update"] < 200 and max(returns) > max(returns[-2:]) and max(returns) == returns[-3]
     kept = make_text_doctor(f"sft:{tmp_path / 'run'}", Room(ENV, "validation").setup)
-    best = _Run(settings, Room(ENV, "train"), None, tmp_path / "other", time.perf_counter(), lambda record: None)
+    best = Updates(settings, Room(ENV, "train"), None, tmp_path / "other", time.perf_counter(), lambda record: None)
     best.lm, best.held_out = kept.lm, []
     assert best._validated(10)["validation_return"] == pytest.approx(max(returns))
     again = train(settings, tmp_path / "run", resume=True)

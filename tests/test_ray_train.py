@@ -35,7 +35,7 @@ from medenv.agents.language_model import load_model  # noqa: E402
 from medenv.agents.rollouts import Room  # noqa: E402
 from medenv.cli import main  # noqa: E402
 from medenv.errors import RunError  # noqa: E402
-from medenv.runs import finetuning, ray_train  # noqa: E402
+from medenv.runs import ray_train, updates  # noqa: E402
 from medenv.runs.checkpoints import COMPLETE  # noqa: E402
 from medenv.runs.finetuning import train  # noqa: E402
 from medenv.runs.run_directory import read_metrics  # noqa: E402
@@ -176,7 +176,8 @@ def test_what_cannot_be_had__is_one_clear_line_within_seconds(
         pytest.skip("this machine has the GPUs")
     began = time.monotonic()
     assert main(command(grpo(start, **more), tmp_path / "run")) == 2
-    assert says in capsys.readouterr().err.strip().splitlines()[-1]
+    told = capsys.readouterr().err.strip().splitlines()
+    assert says in told[-1] and ("trains with Ray" in told[0]) == (more["workers"] > 1)
     assert time.monotonic() - began < 60 and not ray.is_initialized() and not (tmp_path / "run").exists()
 
 
@@ -214,9 +215,9 @@ def test_errors_behind_ray_trains__are_told_as_ours(start: Path) -> None:
 
 
 def test_weights_that_differ__are_told(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = finetuning._Run(grpo(start), Room(ENV, "train"), None, tmp_path, time.perf_counter())
+    made = updates.Updates(grpo(start), Room(ENV, "train"), None, tmp_path, time.perf_counter())
     hashes: list[str] = []
-    monkeypatch.setattr(finetuning, "gather_object", lambda own: [hashes.append(own[0]) or h for h in (*own, *hashes[:1])])
+    monkeypatch.setattr(updates, "gather_object", lambda own: [hashes.append(own[0]) or h for h in (*own, *hashes[:1])])
     assert made._same_weights() == 1.0
     with torch.no_grad():
         next(made.lm.model.parameters())[0, 0] += 1e-6

@@ -116,10 +116,10 @@ def ray_cluster(*services: str, cpus: int = 2) -> Iterator[RayCluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def start(cluster: RayCluster, *command: str, **env: str) -> subprocess.Popen[str]:
-    """A command in the repository, as someone at the cluster's door has it."""
+def start(cluster: RayCluster, *command: str, cwd: Path = ROOT, **env: str) -> subprocess.Popen[str]:
+    """A command, most often in the repository, as someone at the cluster's door has it."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=cluster.env | env, **pipes)  # type: ignore[call-overload]
+    return subprocess.Popen(command, cwd=cwd, env=cluster.env | env, **pipes)  # type: ignore[call-overload]
 
 
 def ended(process: subprocess.Popen[str], timeout: float = 150) -> subprocess.CompletedProcess[str]:

@@ -256,7 +256,7 @@ def test_node_lost__tasks_of_a_process_outside_run_again_with_its_package(cluste
     shutil.copytree(ROOT / "medenv", tmp_path / "medenv", ignore=shutil.ignore_patterns("__pycache__"))
     script = tmp_path / "outside.py"
     script.write_text(OUTSIDE)
-    process = start(cluster, sys.executable, str(script), cluster.address, str(tmp_path), PYTHONPATH=str(tmp_path))
+    process = start(cluster, sys.executable, str(script), cluster.address, str(tmp_path), cwd=tmp_path, PYTHONPATH=str(tmp_path))
     wait_until(lambda: len(list(tmp_path.glob("running*"))) == 6, process)
     cluster.kill(extra)
     (tmp_path / "go").touch()

@@ -27,6 +27,7 @@ def test_python__runs_in_order(number: int) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command__is_spelled_as_the_command_line_knows_it(command: str) -> None:
     words = shlex.split(command)[1:]
+    words = words[: words.index("--")] if "--" in words else words  # behind it stands a job's own command
     node = cli
     while words and words[0] in getattr(node, "commands", {}):
         node = node.commands[words.pop(0)]

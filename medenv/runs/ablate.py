@@ -84,6 +84,8 @@ def ablate(
             return done, None
         found = outcomes(plan, output, done.causes, any_version=False)
         write_report(found, output, command(config, data))
+        if not found.missing:
+            _clear(output / "work")
     return done, found
 
 
@@ -281,6 +283,15 @@ def _at_most(seconds: float | None) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         faulthandler.cancel_dump_traceback_later()
         signal.signal(signal.SIGALRM, before)
+
+
+def _clear(work: Path) -> None:
+    """Nothing is left to go on with: starts that cells share, locks of cells, what a kill left behind."""
+    for path in work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != "lock":
+            path.unlink(missing_ok=True)
 
 
 def _key(cell: Cell) -> str | None:

@@ -18,8 +18,8 @@ CAPTIONS = {
     "curves": "The judge's return on validation cases while training: mean over seeds with its 95 % band.",
     "profile": "Performance profile: the share of runs that score above each normalised score, over all environments, with 95 % bands. "
     "A line that lies higher everywhere is better everywhere.",
-    "front": "Accuracy against questions and against their cost. Small dots are runs, large ones means; square and triangle are reference "
-    "doctors. The line joins what no other beats.",
+    "front": "Accuracy against questions and against their cost. Small dots are runs, large ones means; square and triangle "
+    "are reference doctors. The line joins what no other beats.",
 }
 NAMES = re.compile(r"^(environment|mix|baseline|reward)$")
 

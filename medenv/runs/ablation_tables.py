@@ -139,12 +139,12 @@ def notes(found: Outcomes) -> list[str]:
         "Intervals (_ci) are 95 %, bootstrapped over seeds within each environment: they speak of other seeds, on the same cases; a single "
         "seed has none. normalised: (return - random) / (greedy - random). iqm: the mean of the middle half of the runs. steps_to_90: "
         f"median over seeds of the steps to {100 * SHARE:.0f} % of greedy's return at validation, interpolated between validations; a run "
-        f"that does not get there counts as later than any, and `{NEVER}` is a median among those. Columns with test_ are measured once, "
-        "after training.",
+        f"that does not get there counts as later than any, and `{NEVER}` is a median among those. Columns with test_ are measured "
+        "once, after training.",
     ]
     again = [r.get("retries", 0) for r in results]
     if sum(again):
-        out += ["", f"Workers that died: {sum(again)} times a cell was started again, in {sum(map(bool, again))} cells."]
+        out += ["", f"Cells that were started again because their worker died: {sum(map(bool, again))} ({sum(again)} times)."]
     if found.other_keys:
         out += ["", f"{found.other_keys} results were made by another version of medenv, or under other settings, than this plan has now."]
     return out

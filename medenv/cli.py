@@ -402,51 +402,6 @@ def ablate(
 
 
 @cli.command()
-@click.argument("config", metavar="CONFIG.toml", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@output_option
-@click.option(
-    "--address", default="", metavar="ADDR", help="Ray cluster: HOST:PORT, ray://HOST:PORT or local (default: RAY_ADDRESS or local)."
-)
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Cells at once (default: as many as the cluster has CPUs).")
-@click.option("--data", metavar="DIR", help="Takes the place of {data} in CONFIG, such as a DDXPlus release.")
-@click.option(
-    "--only", multiple=True, metavar="KEY=VALUE", help="Run the cells of seed=N or environment=NAME, make no tables; may be repeated."
-)
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="N", help="Seconds of one cell; a longer one has failed.")
-@click.option("--report-only", is_flag=True, help="Make tables and page again from the results in --output; runs nothing.")
-@json_option
-def ablate(
-    config: Path,
-    output: Path | None,
-    address: str,
-    workers: int | None,
-    data: str | None,
-    only: tuple[str, ...],
-    timeout: float | None,
-    report_only: bool,
-    as_json: bool,
-) -> int:
-    """Reward ablations: the mixes of CONFIG over seeds and environments, as tasks on a Ray cluster, in tables and one page (report.html).
-
-    --output is runs/NAME by default. Given again after a kill, the command goes on; what is finished is not run again.
-    """
-    from medenv.runs.ablate import ablate as ablate_
-    from medenv.runs.ablate import report, summary
-
-    folder = output or Path("runs") / config.stem
-    with progress_bar(config.stem) as advance:
-        if report_only:
-            told = summary(None, report(config, folder, data))
-        else:
-            told = summary(*ablate_(config, folder, address, workers, data, only, timeout, advance, note))
-    told |= {"output": str(folder)}
-    emit(told, as_json, lambda: print_ablation(told))
-    if told["missing"] or told["failed"]:
-        return fail(f"unfinished: {told['missing'] or told['failed']} cells are missing; give the same command again", 1)
-    return 0
-
-
-@cli.command()
 @click.argument("run", metavar="RUN.jsonl", type=click.Path(exists=True, path_type=Path))
 @click.option("--reward", required=True, metavar="MIX", help="The mix to score with.")
 @output_option

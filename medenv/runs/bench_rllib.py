@@ -31,6 +31,7 @@ from ray.tune.registry import register_env
 from medenv.agents.ppo import PPO, PPOSettings
 from medenv.agents.rllib import OnRLlib, RLlibSettings
 from medenv.runs.cluster import cluster
+from medenv.runs.provenance import provenance
 from medenv.runs.run_directory import read_metrics
 from medenv.runs.tables import write_table
 from medenv.runs.training import train
@@ -78,7 +79,7 @@ def main(output: Path, steps: int, seeds: int) -> None:
     notes = [
         f"{BATCH:,} steps an update, {EPOCHS} epochs, minibatches of {MINIBATCH}, built-in base, belief observed; one thread a process."
     ]
-    write_table(output / "rllib", rows, notes, "python -m medenv.runs.bench_rllib", "torch", "ray")
+    write_table(output / "rllib", rows, notes, provenance("python -m medenv.runs.bench_rllib", "torch", "ray"))
     _plot(curves, output / "rllib_curves.png")
 
 

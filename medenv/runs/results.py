@@ -100,7 +100,35 @@ def words_table(experiments: Path = ROOT / "experiments") -> str:
     return "\n".join(lines)
 
 
-TABLES = {"results": results_table, "attacks": attacks_table, "hacking": hacking_table, "words": words_table}
+def rewards_table(experiments: Path) -> str:
+    """What each reward adds to accuracy: `medenv ablate experiments/ablations/rewards.toml`."""
+    lines = [
+        "| patients | trained on | steps to 90 % of greedy's return | return, validation | accuracy | questions | return, test |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in _read(experiments / "ablations" / "rewards" / "results.csv"):
+        if row["environment"].startswith("all") or row["mix"] == "random":
+            continue
+        reached = f"{row['steps_to_90']} ({row['reached']})" if row["reached"] else ""
+        if reached and row["steps_to_90"].isdigit():
+            reached = f"{int(row['steps_to_90']):,} ({row['reached']})"
+        earned = [
+            _return(row[key], row[f"{key}_ci"]) if row[f"{key}_ci"] else f"{float(row[key]):.3f}" for key in ("return", "test_return")
+        ]
+        accuracy = f"{float(row['accuracy']):.1%}"
+        lines.append(
+            f"| {row['environment']} | {row['mix']} | {reached} | {earned[0]} | {accuracy} | {float(row['questions']):.1f} | {earned[1]} |"
+        )
+    return "\n".join(lines)
+
+
+TABLES = {
+    "results": results_table,
+    "attacks": attacks_table,
+    "hacking": hacking_table,
+    "words": words_table,
+    "rewards": rewards_table,
+}
 
 
 def marks(name: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib.util
 import json
 import os
@@ -347,6 +348,24 @@ def test_a_checkpoint_that_was_cut__is_not_resumed_from(grpo_run: Path, tmp_path
     shutil.copytree(folder / "checkpoint-3", folder / "checkpoint-9")
     (folder / "checkpoint-9" / COMPLETE).unlink()
     assert last_checkpoint(folder) == folder / "checkpoint-3" and not (folder / "checkpoint-9").exists()
+
+
+@pytest.mark.slow
+def test_full_disk__keeps_the_last_checkpoint(grpo_run: Path, sft_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the system says it, and as torch does."""
+    run, longer = Path(shutil.copytree(grpo_run, tmp_path / "run")), grpo(sft_run, steps=4)
+    for error in (OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file data/0")):
+
+        def full(*_: Any, error: Exception = error, **__: Any) -> None:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "save", full)
+            with pytest.raises(RunError, match=r"could not write .*; the last checkpoint is kept, make room and give --resume"):
+                train(longer, run, resume=True)
+        assert last_checkpoint(run / "checkpoints") == run / "checkpoints" / "checkpoint-3"
+    train(longer, run, resume=True)
+    assert [line["update"] for line in read_metrics(run / "metrics.jsonl")] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import re
@@ -13,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -44,7 +44,26 @@ SFT = [
     "micro_batch=4",
     "evaluate_episodes=4",
 ]
-SFT += ["env.knowledge=scope:12", "env.max_turns=4", "max_new_tokens=8", "threads=1"]
+SFT += ["env.knowledge=scope:12", "env.max_turns=4", "max_new_tokens=8", "threads=1", "workers=1", "gpus_per_worker=0"]
+RLLIB = ["num_env_runners=1", "num_learners=0", "gpus_per_learner=0"]
+GRPO = [*SFT[SFT.index("batch=4") :], "batch=8", "group=4", "steps=1", "lora=4", "vllm=off"]
+PLAN = """
+title = "A test."
+trainer = "ppo"
+seeds = [0]
+episodes = 8
+judge = "accuracy - 0.01*question_cost"
+baseline = "plain"
+settings.steps = 512
+settings.num_envs = 64
+settings.rollout = 8
+settings.evaluate_episodes = 8
+[environments.one]
+knowledge = "synthetic:8x16"
+[mixes]
+plain = "accuracy"
+"""
+STEPS = {"ppo": 1024, "ppo-rllib": 1024, "sft": 2, "grpo": 1}
 OUTSIDE = """
 import json, sys, time
 from pathlib import Path
@@ -85,18 +104,18 @@ def silence() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-@pytest.fixture
-def locked() -> Iterator[str]:
-    """The address of a server that wants a token."""
+@contextlib.contextmanager
+def refusing(code: int) -> Iterator[str]:
+    """The address of a server that answers every request with an HTTP error."""
 
-    class Locked(http.server.BaseHTTPRequestHandler):
+    class Refusing(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_error(401)
+            self.send_error(code)
 
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = http.server.HTTPServer(("127.0.0.1", 0), Locked)
+    server = http.server.HTTPServer(("127.0.0.1", 0), Refusing)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -135,9 +154,13 @@ def test_submit__a_server_that_says_nothing_is_given_up(silence: str, monkeypatc
         submit(["medenv", "list"], silence, ROOT)
 
 
-def test_submit__a_server_that_wants_a_token_is_told_how(locked: str) -> None:
-    with pytest.raises(RunError, match=r"refuses without its token .* set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN"):
-        submit(["medenv", "list"], locked, ROOT)
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(401, r"refuses without its token .* set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN"), (404, r"is no Ray job server \(404\)")],
+)
+def test_submit__a_server_that_refuses_is_told_why(code: int, words: str) -> None:
+    with refusing(code) as address, pytest.raises(RunError, match=words):
+        submit(["medenv", "list"], address, ROOT)
 
 
 def test_directory__too_large_names_what_is(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,8 +205,7 @@ def launched(name: str) -> list[str]:
 @pytest.mark.parametrize("name", LAUNCH)
 def test_launch_file__names_a_command_and_settings_files_that_exist(name: str) -> None:
     words = launched(name)
-    if words[0] not in cli.commands:
-        pytest.skip(f"medenv {words[0]} is not there")
+    assert words[0] in cli.commands
     assert words[0] == "ablate" or words[1] in cli.commands["train"].commands  # type: ignore[attr-defined]
     assert all((ROOT / word).is_file() for word in words if word.endswith(".toml"))
     assert any(word.startswith("${RUNS:?") for word in words)
@@ -205,7 +227,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def submitted(cluster: RayCluster, runs: Path) -> dict[str, subprocess.CompletedProcess[str]]:
-    """Jobs, all at once."""
+    """Jobs, as many at once as the cluster has CPUs for; GRPO starts from what SFT leaves."""
     env = {"RUNS": str(runs)}
     look = "find . -type f; find . -type l; python -c 'import medenv; print(medenv.__file__)'; exit 3"
     closed = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{free_port()}"}  # what is given wins
@@ -213,10 +235,17 @@ def submitted(cluster: RayCluster, runs: Path) -> dict[str, subprocess.Completed
     running = {
         "look": start(cluster, "medenv", "submit", "--address", cluster.http, "--json", "--", "sh", "-c", look, **closed),
         "ppo.sh": start(cluster, "sh", str(CLUSTER / "ppo.sh"), *PPO, **env),
-        "sft.sh": start(cluster, "sh", str(CLUSTER / "sft.sh"), *SFT, "workers=1", "gpus_per_worker=0", **env),
+        "sft.sh": start(cluster, "sh", str(CLUSTER / "sft.sh"), *SFT, **env),
         "ray": start(cluster, *ray, "sh", "-c", "find . -type f; find . -type l; python -m medenv list"),
     }
-    return {name: ended(process) for name, process in running.items()}
+    done = {name: ended(process) for name, process in running.items()}
+    (runs / "plan.toml").write_text(PLAN)
+    running = {
+        "ppo_rllib.sh": start(cluster, "sh", str(CLUSTER / "ppo_rllib.sh"), *PPO, *RLLIB, **env),
+        "grpo.sh": start(cluster, "sh", str(CLUSTER / "grpo.sh"), f"model={runs / 'sft'}", *GRPO, **env),
+        "ablate.sh": start(cluster, "sh", str(CLUSTER / "ablate.sh"), str(runs / "plan.toml"), "--workers", "1", **env),
+    }
+    return done | {name: ended(process) for name, process in running.items()}
 
 
 @pytest.mark.slow
@@ -237,16 +266,18 @@ def test_job__gets_the_package_and_no_junk_and_hands_back_its_exit_code(submitte
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ppo", "sft"])
-def test_launch_file__trains(kind: str, submitted: dict[str, subprocess.CompletedProcess[str]], runs: Path) -> None:
-    from medenv.agents.sft import SFTSettings
-
-    if kind == "sft" and "workers" not in {f.name for f in fields(SFTSettings)}:
-        pytest.skip("medenv train sft has no workers")
-    done = submitted[f"{kind}.sh"]
+@pytest.mark.parametrize("name", LAUNCH)
+def test_launch_file__does_what_it_says(name: str, submitted: dict[str, subprocess.CompletedProcess[str]], runs: Path) -> None:
+    done, kind = submitted[name], name.removesuffix(".sh").replace("_", "-")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert json.loads((runs / kind / "run.json").read_text())["kind"] == kind
-    assert json.loads((runs / kind / "final.json").read_text())["steps"] == (1024 if kind == "ppo" else 2)
+    if kind == "ablate":
+        mixes = [json.loads(line)["mix"] for line in (runs / "ablate" / "cells.jsonl").read_text().splitlines()]
+        assert sorted(mixes) == ["greedy", "plain", "random"]
+        return
+    run = json.loads((runs / kind / "run.json").read_text())
+    assert run["kind"] == kind.removesuffix("-rllib")
+    assert ("num_env_runners" in run["settings"]) == (kind == "ppo-rllib")
+    assert json.loads((runs / kind / "final.json").read_text())["steps" if "ppo" in kind else "update"] == STEPS[kind]
 
 
 @pytest.mark.slow

@@ -148,10 +148,12 @@ def _server(address: str) -> str:
 
 
 def _check_server(address: str) -> None:
-    """RunError where nothing answers, or what answers is no web server. Refusals are for the client to tell."""
+    """RunError where nothing answers, or what answers is no job server. Refusals are for the client to tell."""
     try:
         urllib.request.urlopen(f"{address}/api/version", timeout=PATIENCE).close()
-    except urllib.error.HTTPError:
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            raise RunError(f"{address} answers and is no Ray job server (404): give --address the dashboard of a cluster") from error
         return
     except (OSError, ValueError, http.client.HTTPException) as error:
         why = getattr(error, "reason", None) or error

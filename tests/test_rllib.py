@@ -135,6 +135,7 @@ def test_runners__that_die_raise_or_stall_are_counted_and_play_nobody_twice(four
         on(2, breaks)
         told = learner.update(0.2)
         assert told["environment_failures"] == 1 and told["unscored"] == 0
+        learner.update(0.2)  # it plays again, with other patients
 
         def stalls(runner: Any) -> None:
             runner.ppo.env.step = lambda _: time.sleep(600)

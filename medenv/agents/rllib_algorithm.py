@@ -241,8 +241,7 @@ class ConsultPPO(RLlibPPO):
         """Runners that can be asked; waits until there is one."""
         until = time.monotonic() + 4 * self.settings.sample_timeout
         while True:
-            for _ in self.restore_env_runners(self.env_runner_group):
-                self.failed("runner_restarts", self.last_failure or "a runner's process ended")
+            self.restore_env_runners(self.env_runner_group)
             ids: list[int] = self.env_runner_group.healthy_env_runner_ids()[:most]
             if ids:
                 return ids
@@ -268,8 +267,11 @@ class ConsultPPO(RLlibPPO):
             raise RunError(f"too many failures ({told}); the last: {why}. Put the cause right and give --resume, or raise most_failures")
 
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
-        """Runners that are back. There is nothing to send them."""
-        return sorted(set(env_runner_group.probe_unhealthy_env_runners() or []))
+        """Runners that are back, counted. RLlib asks before every update, `_ready` before every rollout; there is nothing to send them."""
+        back = sorted(set(env_runner_group.probe_unhealthy_env_runners() or []))
+        for _ in back:
+            self.failed("runner_restarts", self.last_failure or "a runner's process ended")
+        return back
 
     def weights(self) -> dict[str, Any]:
         """The network's, as arrays by name."""
@@ -300,7 +302,9 @@ def load_weights(ppo: PPO, weights: dict[str, Any]) -> None:
     """Put a module's weights into the networks of `ppo`."""
     for name, part in (("policy", ppo.policy), ("tracker", ppo.tracker)):
         if part is not None:
-            part.load_state_dict({k.partition(".")[2]: torch.as_tensor(v) for k, v in weights.items() if k.startswith(f"{name}.")})
+            part.load_state_dict(
+                {k.partition(".")[2]: torch.as_tensor(np.array(v)) for k, v in weights.items() if k.startswith(f"{name}.")}
+            )
 
 
 def minibatches(rows: int, epochs: int, learners: int, generator: torch.Generator) -> Tensor:

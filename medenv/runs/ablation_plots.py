@@ -6,16 +6,18 @@ Does not cover: the numbers (`ablation_tables`, `comparisons`), the learning cur
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from medenv.runs.ablation_tables import SHARE, Outcomes
-from medenv.runs.cells import REFERENCES, Result
+from medenv.runs.cells import Result
 from medenv.runs.comparisons import mean, mean_score, performance_profile, profile_band, stratified_interval
 
 DPI = 110
+ACROSS = 3  # panels beside each other
 FRONTS = (("questions", "mean number of questions"), ("cost", "mean cost of the questions"))
 
 
@@ -40,17 +42,19 @@ def _curves(found: Outcomes) -> bytes | None:
     plan = found.plan
     if not any(found.runs(e, m) for e in plan.environments for m in plan.mixes):
         return None
-    figure = _figure(6.5 * len(plan.environments) + 2.5, 4.5)
-    for axes, environment in zip(figure.subplots(1, len(plan.environments), squeeze=False)[0], plan.environments, strict=True):
+    columns = min(len(plan.environments), ACROSS)
+    rows = math.ceil(len(plan.environments) / columns)
+    figure = _figure(6.5 * columns + 2.5, 4.5 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels[len(plan.environments) :]:
+        axes.remove()
+    for axes, environment in zip(panels, plan.environments, strict=False):
         for number, mix in enumerate(plan.mixes):
             _draw_curve(axes, found.runs(environment, mix), mix, **_style(number))
         greedy, target = found.reference(environment, "greedy", "validation"), found.target(environment)
         for value, text, line in ((greedy, "greedy", "--"), (target, f"{100 * SHARE:.0f} % of greedy", ":")):
             if value is not None:
-                axes.axhline(value, color="0.3", linestyle=line, linewidth=1)
-                axes.annotate(
-                    text, (1, value), (-4, 2), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", fontsize=8
-                )
+                axes.axhline(value, color="0.3", linestyle=line, linewidth=1, label=text)
         axes.set_title(environment)
         axes.set_xlabel("environment steps" if plan.trainer == "ppo" else "steps")
         axes.set_ylabel("judge's return on validation cases")
@@ -97,7 +101,7 @@ def _profile(found: Outcomes) -> bytes | None:
 
 
 def _front(found: Outcomes) -> bytes | None:
-    """Accuracy of every mix and reference against questions and cost on the test cases; what no other beats is joined by a line."""
+    """Accuracy of every mix and `greedy` against questions and cost on the test cases; what no other beats is joined by a line."""
     plan = found.plan
     figure = _figure(12, 4.5 * len(plan.environments))
     drawn = False
@@ -112,15 +116,15 @@ def _front(found: Outcomes) -> bytes | None:
 
 def _draw_front(axes: Any, found: Outcomes, environment: str, key: str) -> bool:
     names, points = [], []
-    for number, mix in enumerate((*found.plan.mixes, *REFERENCES)):
+    for number, mix in enumerate((*found.plan.mixes, "greedy")):  # `random` would press the others together
         x, y = (found.scores([environment], mix, k, "test") for k in (key, "accuracy"))
         if x is None or y is None:
             continue
         names.append(mix)
         points.append((mean_score(x), mean_score(y)))
-        colour = "0.3" if mix in REFERENCES else _style(number)["color"]
+        colour = "0.3" if mix == "greedy" else _style(number)["color"]
         axes.plot(x[0], y[0], ".", color=colour, alpha=0.4)
-        axes.plot(*points[-1], {"greedy": "s", "random": "^"}.get(mix, "o"), color=colour, label=mix)
+        axes.plot(*points[-1], "s" if mix == "greedy" else "o", color=colour, label=mix)
     best = sorted(pareto(points), key=lambda k: points[k])
     if best:
         axes.plot(*zip(*(points[k] for k in best), strict=True), color="0.5", linewidth=1, zorder=0, label="not beaten by any other")

@@ -6,20 +6,22 @@ Does not cover: what stands in the tables (`ablation_tables`) and pictures (`abl
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 from medenv.notice import NOTICE
 from medenv.runs.ablation_tables import Outcomes, Rows
 from medenv.runs.tables import cell_text, columns_of
 
 CAPTIONS = {
-    "curves": "The judge's return on validation cases while training: mean over seeds with its 95 % band.",
+    "curves": "The judge's return on validation cases while training: mean over seeds with its 95 % band, and the level of greedy.",
     "profile": "Performance profile: the share of runs that score above each normalised score, over all environments, with 95 % bands. "
     "A line that lies higher everywhere is better everywhere.",
-    "front": "Accuracy against questions and against their cost. Small dots are runs, large ones means; square and triangle "
-    "are reference doctors. The line joins what no other beats.",
+    "front": "Accuracy against questions and against their cost. Small dots are runs, large ones means; the square is the reference "
+    "doctor greedy. The line joins what no other beats.",
 }
 NAMES = re.compile(r"^(environment|mix|baseline|reward)$")
 
@@ -67,7 +69,7 @@ def page(
 
 def _how_to_read(found: Outcomes) -> list[str]:
     plan = found.plan
-    mixes = "".join(f"<li>{escape(name)}: <code>{escape(str(about['reward']))}</code></li>" for name, about in plan.mixes.items())
+    mixes = "".join(f"<li>{escape(name)}: {_inline(_trained_on(about))}</li>" for name, about in plan.mixes.items())
     return [
         f"<p>Each mix is what a doctor was trained on. What it earned is always counted by one judge, <code>{escape(plan.judge)}</code>, "
         "on cases that every doctor shares. <code>random</code> acts at random, <code>greedy</code> asks what tells most per cost under "
@@ -75,6 +77,11 @@ def _how_to_read(found: Outcomes) -> list[str]:
         "their difference leaves out 0, or that of the probability of improvement leaves out one half.</p>",
         f"<ul>{mixes}</ul>",
     ]
+
+
+def _trained_on(about: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in about.get("settings", {}).items())
+    return f"`{about['reward']}`" + (f", with {settings}" if settings else "")
 
 
 def _notes(notes: Sequence[str]) -> list[str]:

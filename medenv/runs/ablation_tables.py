@@ -155,8 +155,9 @@ def comparison_notes(found: Outcomes) -> list[str]:
     return [
         f"Every mix beside the baseline, {found.plan.baseline}. Differences are means over seeds, intervals as in `results.md`. "
         "improvement: the probability that a run of the mix earns more than a run of the baseline, a tie counting half. faster: that it "
-        "reaches 90 % of greedy's return in fewer steps, two that never do being a tie. Intervals are not corrected for the number of "
-        "comparisons.",
+        "reaches 90 % of greedy's return in fewer steps, two that never do being a tie. An interval of 0 to 0 or 1 to 1 says that every "
+        "run of one lies above every run of the other, not that other seeds could not differ. Intervals are not corrected for the "
+        "number of comparisons.",
     ]
 
 

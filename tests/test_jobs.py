@@ -35,7 +35,7 @@ LAUNCH = sorted(p.name for p in CLUSTER.glob("*.sh"))
 PPO = ["steps=1024", "num_envs=64", "rollout=8", "evaluate_episodes=32", "env.knowledge=synthetic:8x16"]
 SFT = [
     "steps=2",
-    "demonstrations=8",
+    "demonstrations=16",
     "hidden=16",
     "layers=1",
     "heads=2",
@@ -45,7 +45,7 @@ SFT = [
     "evaluate_episodes=4",
 ]
 SFT += ["env.knowledge=scope:12", "env.max_turns=4", "max_new_tokens=8", "threads=1", "workers=1", "gpus_per_worker=0"]
-RLLIB = ["num_env_runners=1", "num_learners=0", "gpus_per_learner=0"]
+RLLIB = ["num_env_runners=1", "num_learners=0", "gpus_per_learner=0"]  # with a minibatch, the default, above the batch
 GRPO = [*SFT[SFT.index("batch=4") :], "batch=8", "group=4", "steps=1", "lora=4", "vllm=off"]
 PLAN = """
 title = "A test."

@@ -147,7 +147,7 @@ def build(settings: RLlibSettings, architecture: Architecture) -> ConsultPPO:
             grad_clip=settings.max_grad_norm,
             grad_clip_by="global_norm",
             num_epochs=1,
-            minibatch_size=settings.minibatch,
+            minibatch_size=min(settings.minibatch, settings.num_envs * settings.rollout) // max(1, settings.num_learners),
             train_batch_size_per_learner=settings.num_envs * settings.rollout // max(1, settings.num_learners),
             use_kl_loss=False,
         )

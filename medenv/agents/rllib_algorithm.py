@@ -196,7 +196,7 @@ class ConsultPPO(RLlibPPO):
             training_data=TrainingData(batch=MultiAgentBatch({DEFAULT_MODULE_ID: batch}, env_steps=len(order))),
             timesteps={**schedule, NUM_ENV_STEPS_SAMPLED_LIFETIME: steps},
             num_epochs=1,
-            minibatch_size=max(1, s.minibatch // max(1, s.num_learners)),
+            minibatch_size=max(1, min(s.minibatch, len(flat["target"])) // max(1, s.num_learners)),
             shuffle_batch_per_epoch=False,
         )
         self.told = {"explained_variance": explained} | together([f["metrics"] for f in fragments])

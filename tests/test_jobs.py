@@ -46,7 +46,7 @@ SFT = [
 ]
 SFT += ["env.knowledge=scope:12", "env.max_turns=4", "max_new_tokens=8", "threads=1", "workers=1", "gpus_per_worker=0"]
 RLLIB = ["num_env_runners=1", "num_learners=0", "gpus_per_learner=0"]  # with a minibatch, the default, above the batch
-GRPO = [*SFT[SFT.index("batch=4") :], "batch=8", "group=4", "steps=1", "lora=4", "vllm=off"]
+GRPO = [*SFT[SFT.index("batch=4") :], "batch=8", "group=4", "steps=1", "lora=4", "vllm=off", "context=1024"]
 PLAN = """
 title = "A test."
 trainer = "ppo"

@@ -26,7 +26,7 @@ A plan is a TOML file:
 
 References, `greedy` and `random`, are cells too: what a doctor earns on the same cases.
 
-Does not cover: where and when cells run (`ablate`), what is made of their results (`comparisons`, `report`).
+Does not cover: where and when cells run (`ablate`), what is made of their results (`ablation_tables`).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
 
 Each cell is a run or an evaluation in a directory of its own under `runs/`, so an interrupted experiment goes on where it stopped.
 
-Does not cover: reward ablations.
+Does not cover: reward ablations (`ablate`).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ For each mix and seed the validation return is set beside two accuracies on the 
 condition of the exact belief when the consultation ends (`best guess`), which says what the collected answers are worth whatever the
 policy names. A reward is hacked where its return goes on rising while the best guess falls.
 
-Does not cover: scripted attacks (`attacks`), mixes with accuracy (reward ablations).
+Does not cover: scripted attacks (`attacks`), mixes with accuracy (`ablate`).
 """
 
 from __future__ import annotations

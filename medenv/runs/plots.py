@@ -1,6 +1,6 @@
 """Pictures of a run: the learning curve as a PNG, drawn without a screen.
 
-Does not cover: comparisons of reward mixes and tables (ablation reports).
+Does not cover: comparisons of reward mixes (`ablation_plots`).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Everything is seeded and vectorised. Intervals are percentile bootstraps (Efron 1979, doi 10.1214/aos/1176344552): resample the
 consultations with replacement, take the 2.5th and 97.5th percentile of the statistic.
 
-Does not cover: training seeds, significance tests, and corrections for many comparisons.
+Does not cover: training seeds (`comparisons`), significance tests, and corrections for many comparisons.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from medenv.runs.ablate import ablate, selected
 from medenv.runs.cells import Cell, Result, read_plan
 from medenv.runs.cluster import cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 TABLES = ("results.csv", "results.md", "comparisons.csv", "comparisons.md", "cells.jsonl")
 
 

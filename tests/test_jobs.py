@@ -250,6 +250,7 @@ def submitted(cluster: RayCluster, runs: Path) -> dict[str, subprocess.Completed
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_job__gets_the_package_and_no_junk_and_hands_back_its_exit_code(submitted: dict[str, subprocess.CompletedProcess[str]]) -> None:
     done = submitted["look"]
     assert done.returncode == 3, done.stderr[-2000:]
@@ -267,6 +268,7 @@ def test_job__gets_the_package_and_no_junk_and_hands_back_its_exit_code(submitte
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.parametrize("name", LAUNCH)
 def test_launch_file__does_what_it_says(name: str, submitted: dict[str, subprocess.CompletedProcess[str]], runs: Path) -> None:
     done, kind = submitted[name], name.removesuffix(".sh").replace("_", "-")
@@ -282,6 +284,7 @@ def test_launch_file__does_what_it_says(name: str, submitted: dict[str, subproce
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_node_lost__tasks_of_a_process_outside_run_again_with_its_package(cluster: RayCluster, tmp_path: Path) -> None:
     extra = cluster.start("worker", 2)
     cluster.wait_for(3)
@@ -300,6 +303,7 @@ def test_node_lost__tasks_of_a_process_outside_run_again_with_its_package(cluste
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_head_lost__ends_the_wait_and_the_run_goes_on_elsewhere(cluster: RayCluster, tmp_path: Path) -> None:
     out, settings = tmp_path / "run", [*PPO[1:], "evaluate_every=1000", "checkpoint_every=1"]
     command = ["medenv", "submit", "--", "medenv", "train", "ppo", "--output", str(out)]

@@ -15,7 +15,12 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from medenv.agents.rllib import OnRLlib, RLlibSettings  # noqa: E402
 from medenv.runs.cluster import cluster  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]  # RLlib's own
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.cluster,
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore"),
+]  # RLlib's own
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ pytest.importorskip("trl", reason="training needs trl")
 ray = pytest.importorskip("ray", reason="workers need ray")
 psutil = pytest.importorskip("psutil")
 pytestmark = [
+    pytest.mark.cluster,
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # of transformers and ray, about what they call themselves
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of ray, about what it sets itself
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # ray leaves log files open

@@ -25,7 +25,12 @@ from medenv.errors import RunError
 from medenv.runs.cluster import cluster
 from medenv.runs.run_directory import read_metrics
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]  # RLlib's own
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.cluster,
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore"),
+]  # RLlib's own
 
 SMALL: dict[str, Any] = {
     "env": {"knowledge": "synthetic:12x30", "max_turns": 6, "observe_belief": True},

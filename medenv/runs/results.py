@@ -100,7 +100,7 @@ def words_table(experiments: Path = ROOT / "experiments") -> str:
     return "\n".join(lines)
 
 
-def rewards_table(experiments: Path) -> str:
+def rewards_table(experiments: Path = ROOT / "experiments") -> str:
     """What each reward adds to accuracy: `medenv ablate experiments/ablations/rewards.toml`."""
     lines = [
         "| patients | trained on | steps to 90 % of greedy's return | return, validation | accuracy | questions | return, test |",

@@ -139,8 +139,9 @@ def notes(found: Outcomes) -> list[str]:
         "Intervals (_ci) are 95 %, bootstrapped over seeds within each environment: they speak of other seeds, on the same cases; a single "
         "seed has none. normalised: (return - random) / (greedy - random). iqm: the mean of the middle half of the runs. steps_to_90: "
         f"median over seeds of the steps to {100 * SHARE:.0f} % of greedy's return at validation, interpolated between validations; a run "
-        f"that does not get there counts as later than any, and `{NEVER}` is a median among those. Columns with test_ are measured "
-        "once, after training.",
+        f"that does not get there counts as later than any, and `{NEVER}` is a median among those. Curves are of each "
+        "seed's own validation cases, where greedy may earn something else than on the shared ones. Columns with test_ are measured once, "
+        "after training.",
     ]
     again = [r.get("retries", 0) for r in results]
     if sum(again):

@@ -106,12 +106,14 @@ def rewards_table(experiments: Path = ROOT / "experiments") -> str:
         "| patients | trained on | steps to 90 % of greedy's return | return, validation | accuracy | questions | return, test |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in _read(experiments / "ablations" / "rewards" / "results.csv"):
+    folder = experiments / "ablations" / "rewards"
+    own = {(r["environment"], r["mix"]): r for r in _read(folder / "own_cases.csv")}
+    for row in _read(folder / "results.csv"):
         if row["environment"].startswith("all") or row["mix"] == "random":
             continue
-        reached = f"{row['steps_to_90']} ({row['reached']})" if row["reached"] else ""
-        if reached and row["steps_to_90"].isdigit():
-            reached = f"{int(row['steps_to_90']):,} ({row['reached']})"
+        times = own[row["environment"], row["mix"]]
+        steps = f"{int(times['steps']):,}" if times["steps"].isdigit() else times["steps"]
+        reached = f"{steps} ({times['reached']})" if times["reached"] else ""
         earned = [
             _return(row[key], row[f"{key}_ci"]) if row[f"{key}_ci"] else f"{float(row[key]):.3f}" for key in ("return", "test_return")
         ]

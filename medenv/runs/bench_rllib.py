@@ -37,7 +37,7 @@ from medenv.runs.tables import write_table
 from medenv.runs.training import train
 
 ENV: dict[str, Any] = {"knowledge": "builtin", "observe_belief": True}
-ROUNDS, ITERATIONS = 2, 6
+ITERATIONS = 6
 BATCH, MINIBATCH, EPOCHS, HIDDEN = 16_384, 1024, 2, 128
 PLAIN_BATCH = 2048  # of the plain set-up, so that an iteration takes seconds and not a minute; rates do not depend on it
 
@@ -45,13 +45,14 @@ PLAIN_BATCH = 2048  # of the plain set-up, so that an iteration takes seconds an
 @click.command(help=__doc__)
 @click.option("--output", default="experiments/cluster", type=click.Path(path_type=Path))
 @click.option("--steps", default=300_000, help="of each learning curve")
-@click.option("--seeds", default=3)
-def main(output: Path, steps: int, seeds: int) -> None:
+@click.option("--seeds", default=3, help="of the learning curves; 0: none")
+@click.option("--rounds", default=2, help="turns in which the set-ups are measured")
+def main(output: Path, steps: int, seeds: int, rounds: int) -> None:
     """See the module."""
     torch.set_num_threads(1)
     rates: dict[str, list[float]] = {}
     with cluster("local", own_cpus=4):
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for name, measured in SETUPS.items():
                 rates.setdefault(name, []).extend(measured())
                 click.echo(f"{name}: {np.median(rates[name]):.0f}")
@@ -72,7 +73,7 @@ def main(output: Path, steps: int, seeds: int) -> None:
         },
         {"what": "seconds from a killed runner to its next rollout", "seconds": round(restart, 1)},
     ]
-    for engine, runs in curves.items():
+    for engine, runs in curves.items() if seeds else ():
         last = [run[-1][1] for run in runs]
         told = f"{np.mean(last):.3f} [{min(last):.3f} to {max(last):.3f}]"
         rows.append({"what": f"validation return of engine={engine} after {steps:,} steps, {seeds} seeds", "mean_and_range": told})
@@ -80,7 +81,8 @@ def main(output: Path, steps: int, seeds: int) -> None:
         f"{BATCH:,} steps an update, {EPOCHS} epochs, minibatches of {MINIBATCH}, built-in base, belief observed; one thread a process."
     ]
     write_table(output / "rllib", rows, notes, provenance("python -m medenv.runs.bench_rllib", "torch", "ray"))
-    _plot(curves, output / "rllib_curves.png")
+    if seeds:
+        _plot(curves, output / "rllib_curves.png")
 
 
 def _settings(runners: int) -> RLlibSettings:

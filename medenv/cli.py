@@ -4,12 +4,13 @@ A bad flag, file or name ends with exit code 2 and one line on standard error; a
 consultation failed, with 1. Anything unexpected is not caught. With `--json` the last line of standard output is one JSON object.
 Everything heavy is imported inside the commands.
 
-Does not cover: what the commands do (`medenv.runs`, `medenv.testing`); how they print and fail (`medenv.cli_support`).
+Does not cover: training commands (`medenv.cli_train`); what the commands do (`medenv.runs`, `medenv.testing`); how they print and fail
+(`medenv.cli_support`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +32,14 @@ from medenv.cli_support import (
     print_summary,
     print_table,
     progress_bar,
-    read_toml,
     run_command,
     seed_option,
     training_progress,
     where_causes_are,
 )
+from medenv.cli_train import train
 from medenv.errors import unknown
 from medenv.notice import NOTICE
-
-SMOKE = {"num_envs": 64, "rollout": 8, "steps": 1536, "minibatch": 256, "evaluate_every": 1, "evaluate_episodes": 128}
-_SMALL = {"env": {"knowledge": "scope:12", "max_turns": 6}, "evaluate_episodes": 32, "threads": 1}
-_EVERY = {"evaluate_every": 40, "checkpoint_every": 40}
-SMOKE_SFT = {
-    **_SMALL, **_EVERY, "steps": 80, "demonstrations": 400, "hidden": 48, "layers": 2, "heads": 2, "vocabulary": 400, "max_new_tokens": 24,
-    "learning_rate": 8e-3, "learning_rate_end": 0.3,
-}  # fmt: skip
-SMOKE_GRPO = {**_SMALL, "steps": 4, "batch": 32, "evaluate_every": 2, "checkpoint_every": 2, "max_new_tokens": 24}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -215,118 +207,7 @@ def evaluate(
     return 0
 
 
-@cli.group()
-def train() -> None:
-    """Train a doctor."""
-
-
-def _training(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The argument and the options that every `train` command has."""
-    for option in (
-        json_option,
-        output_option,
-        click.option("--smoke", is_flag=True, help="A run of seconds, to see that everything works."),
-        click.option("--resume", is_flag=True, help="Go on with the run in --output, with its settings; its budget may be given anew."),
-        environment_options,
-        click.argument("settings", nargs=-1, metavar="[CONFIG.toml] [KEY=VALUE]..."),
-    ):
-        command = option(command)
-    return command
-
-
-Asked = tuple[tuple[str, ...], dict[str, Any], bool, bool, Path | None]
-
-
-def _read(kind: type | Callable[[str], type], name: str, asked: Asked, small: Mapping[str, Any]) -> tuple[Any, Path]:
-    """The settings that a `train` command was given, and the run's folder. `kind`: their class, or the class by `engine`."""
-    from medenv.runs.run_directory import saved_settings
-    from medenv.runs.settings import read_settings
-
-    texts, arguments, resume, smoke, output = asked
-    folder = output or Path("runs") / (f"smoke-{name}" if smoke else name)
-    start = saved_settings(folder) if resume else {}
-    table: dict[str, Any] = dict(small) if smoke and not start else {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        table |= {key: value} if equals else read_toml(Path(text))
-    for key, value in arguments.items():
-        table[f"env.{key}"] = value
-    if not isinstance(kind, type):
-        kind = kind(str(table.get("engine", start.get("engine", "torch"))))
-    return read_settings(kind, table, start), folder
-
-
-def _trained(folder: Path, final: Mapping[str, Any], as_json: bool, *more: str) -> None:
-    kept = ("update", "steps", "seconds", "validation_return", "validation_accuracy", "validation_questions", *more)
-    rows: list[list[Any]] = [["run", str(folder)], *([k, final.get(k)] for k in kept)]
-    emit({"run": str(folder)} | dict(final), as_json, lambda: print_table("", ["key", "value"], rows))
-
-
-def _tell_workers(chosen: Any) -> None:
-    from medenv.agents.finetuning import on_ray
-
-    if on_ray(chosen):
-        each = f"{chosen.gpus_per_worker:g} GPU each" if chosen.gpus_per_worker else "on CPUs"
-        note(f"trains with Ray: workers {chosen.workers}, {each}; batch {chosen.batch} is over all of them")
-
-
-@train.command("ppo")
-@_training
-def train_ppo(settings: tuple[str, ...], arguments: dict[str, Any], resume: bool, smoke: bool, output: Path | None, as_json: bool) -> None:
-    """Proximal policy optimisation. Keys are the fields of medenv.agents.ppo.PPOSettings; env.NAME reaches the environment.
-
-    engine=rllib trains on a Ray cluster, with the further keys of medenv.agents.rllib.RLlibSettings: num_env_runners, num_learners,
-    gpus_per_learner, address, …
-    """
-    from medenv.runs.training import settings_class
-    from medenv.runs.training import train as train_
-
-    chosen, folder = _read(settings_class, "ppo", (settings, arguments, resume, smoke, output), SMOKE)
-    with training_progress(chosen.seconds, chosen.steps) as advance:
-        final = train_(chosen, folder, resume=resume, progress=advance)
-    _trained(folder, final, as_json)
-
-
-@train.command("sft")
-@_training
-def train_sft(settings: tuple[str, ...], arguments: dict[str, Any], resume: bool, smoke: bool, output: Path | None, as_json: bool) -> None:
-    """Supervised fine-tuning of a language-model doctor, from scratch or any Hugging Face model (model=DIR_OR_NAME, lora=RANK).
-
-    Keys are the fields of medenv.agents.sft.SFTSettings; env.NAME reaches MedConsultText-v0. workers=N trains with Ray (gpus_per_worker=1,
-    address=HOST:PORT).
-    """
-    from medenv.agents.sft import SFTSettings
-    from medenv.runs.finetuning import train as train_
-
-    chosen, folder = _read(SFTSettings, "sft", (settings, arguments, resume, smoke, output), SMOKE_SFT)
-    _tell_workers(chosen)
-    with training_progress(chosen.seconds, chosen.steps) as advance:
-        final = train_(chosen, folder, resume=resume, progress=advance)
-    _trained(folder, final, as_json, "validation_loss", "validation_repeat_rate")
-
-
-@train.command("grpo")
-@_training
-def train_grpo(settings: tuple[str, ...], arguments: dict[str, Any], resume: bool, smoke: bool, output: Path | None, as_json: bool) -> None:
-    """GRPO of a language-model doctor with credit for each turn, from a doctor that can hold a consultation (model=RUN_DIR).
-
-    Keys are the fields of medenv.agents.grpo.GRPOSettings; env.NAME reaches MedConsultText-v0. workers=N trains with Ray
-    (gpus_per_worker=1, address=HOST:PORT). With --smoke and no model, a small one is trained first, beside the run.
-    """
-    from medenv.agents.grpo import GRPOSettings
-    from medenv.agents.sft import SFTSettings
-    from medenv.runs.finetuning import train as train_
-
-    chosen, folder = _read(GRPOSettings, "grpo", (settings, arguments, resume, smoke, output), SMOKE_GRPO)
-    if smoke and not chosen.model:
-        start = folder.with_name(f"{folder.name}-start")
-        first, _ = _read(SFTSettings, "sft", ((), arguments, True, True, start), SMOKE_SFT)
-        train_(first, start, resume=True)
-        chosen.model = str(start)
-    _tell_workers(chosen)
-    with training_progress(chosen.seconds, chosen.steps) as advance:
-        final = train_(chosen, folder, resume=resume, progress=advance)
-    _trained(folder, final, as_json, "validation_repeat_rate", "kl", "skipped_groups", "failed")
+cli.add_command(train)
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})

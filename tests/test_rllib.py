@@ -158,13 +158,20 @@ def test_learner__that_is_killed_is_replaced_from_the_last_update(four_cpus: Non
     try:
         learner.update(0.0)
         kept = {k: v.clone() for k, v in learner.policy.state_dict().items()}
-        workers = learner.running().learner_group._workers
+        group = learner.running().learner_group
+        workers, update = group._workers, group.update
         weights = [ray.get(w.get_state.remote(components="rl_module"))["rl_module"]["default_policy"] for w in workers]
         assert all(np.array_equal(weights[0][k], weights[1][k]) for k in weights[0])  # both have learned the same
-        ray.kill(workers[0])
+
+        def killed(**asked: Any) -> Any:  # after the rollout, in the update
+            ray.kill(workers[0])
+            return update(**asked)
+
+        group.update = killed
         told = learner.update(0.1)
         moved = max(float((v - kept[k]).abs().max()) for k, v in learner.policy.state_dict().items())
         assert told["learner_failures"] == 1 and 0 < moved < 0.1  # it went on from there, it did not begin anew
+        assert learner.running().ticket == 3  # one for each rollout, the lost one's too: its patients do not come back
     finally:
         learner.close()
 

@@ -45,7 +45,8 @@ class OnRLlib:
         own = {f.name: getattr(settings, f.name) for f in fields(PPOSettings)}
         self.here = PPO(PPOSettings(**own | {"num_envs": 1}))  # validates, and is what is saved
         self.algorithm: ConsultPPO | None = None
-        self.failures = 0
+        self.failures, self.ticket = 0, 0
+        self.counts: dict[str, int] = {}
         self.kept: dict[str, Any] | None = None  # state after the last update
 
     @property
@@ -68,6 +69,7 @@ class OnRLlib:
         while True:
             algorithm = self.running()
             algorithm.progress = progress
+            algorithm.ticket, algorithm.counts = max(algorithm.ticket, self.ticket), algorithm.counts | self.counts
             try:
                 algorithm.train()
                 self.kept = algorithm.kept_state()
@@ -76,11 +78,13 @@ class OnRLlib:
                 why = f"{type(error).__name__}: {error}".splitlines()[0]
                 if not ray.is_initialized():
                     raise RunError(f"the cluster is gone ({why}): start it again and give --resume") from error
+                self.ticket, self.counts = algorithm.ticket, algorithm.counts  # what was played and failed before stays so
                 self.failures += 1
                 counted = sum(algorithm.counts.values()) + self.failures
                 if counted > self.settings.most_failures:
                     raise RunError(f"too many failures ({counted}); the last: {why}. Put it right and give --resume") from error
                 self.close()
+        self.ticket, self.counts = algorithm.ticket, algorithm.counts
         load_weights(self.here, self.kept["weights"])
         return algorithm.told | {"learner_failures": float(self.failures)}
 

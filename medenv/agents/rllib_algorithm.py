@@ -123,7 +123,7 @@ class ConsultRunner(EnvRunner):
         self.ppo: PPO | None = None
 
     def sample(self, *, request: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """A fragment: scored transitions (arrays [M, …] by name), metrics, cases [K] that ended; or `failure`, the cause as text.
+        """A fragment: scored transitions (arrays [M, …] by name), metrics and steps; or `failure`, the cause as text.
 
         `request`: weights, gain_bonus, and `ticket`, a number that no other request of the run has; patients are drawn from it where the
         runner starts (again).

@@ -31,15 +31,13 @@ Does not cover: where and when cells run (`ablate`), what is made of their resul
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
-import hashlib
 import json
+import math
 import shutil
 import time
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -52,7 +50,7 @@ from medenv.errors import RunError, unknown
 from medenv.rewards.mix import parse_mix
 from medenv.runs.evaluate import evaluate
 from medenv.runs.provenance import commit, hardware, versions
-from medenv.runs.records import read_trajectories
+from medenv.runs.records import configuration_hash, locked, read_trajectories
 
 REFERENCES = ("greedy", "random")
 TRAINERS = ("ppo", "grpo")
@@ -85,7 +83,7 @@ class Cell:
         about = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("environment", "mix")}
         about["env"] = {k: v for k, v in self.env.items() if k != "knowledge"}
         about |= {"base": _fingerprint(str(self.env.get("knowledge", "builtin"))), "medenv": medenv.__version__}
-        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+        return configuration_hash(about)
 
     def __str__(self) -> str:
         return f"{self.environment}, {self.mix}, seed {self.seed}"
@@ -228,8 +226,8 @@ def _train(cell: Cell, folder: Path) -> None:
     from medenv.agents.sft import SFTSettings
     from medenv.runs.finetuning import train as train_words
 
-    first = folder.with_name(f"start-{_short([cell.env, cell.start, cell.seed])}")
-    with _alone(first.with_suffix(".lock")):  # the seed's other cells start from it too
+    first = folder.with_name(f"start-{configuration_hash({'env': cell.env, 'start': cell.start, 'seed': cell.seed})}")
+    with locked(first.with_suffix(".lock"), math.inf):  # the seed's other cells start from it too
         train_words(read_settings(SFTSettings, cell.start | {"env": dict(cell.env), "seed": cell.seed}), first, resume=True)
     train_words(read_settings(GRPOSettings, cell.settings | own | {"model": str(first)}), folder, resume=True)
 
@@ -267,19 +265,6 @@ def _measured(cell: Cell, env_id: str, doctor: Any, arguments: Mapping[str, Any]
     return {name: sums[name] / weight / cell.episodes for name, weight, _ in parse_mix(cell.measure).terms}
 
 
-@contextlib.contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    """One process of the machine at a time; a kill lets go."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        yield
-
-
 @cache
 def _fingerprint(knowledge: str) -> str:
     return Setup(knowledge=knowledge).base.fingerprint
-
-
-def _short(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

@@ -87,7 +87,7 @@ def measure_grpo(folder: Path, batches: Sequence[int] = GRPO_BATCHES, updates: i
     """GRPO of `medenv train grpo --smoke`'s small model, at two batch sizes, from the runs' own metrics."""
     from medenv.agents.grpo import GRPOSettings
     from medenv.agents.sft import SFTSettings
-    from medenv.cli import SMOKE_GRPO, SMOKE_SFT
+    from medenv.cli_train import SMOKE_GRPO, SMOKE_SFT
     from medenv.runs.evaluate import evaluate
     from medenv.runs.finetuning import train
     from medenv.runs.records import read_trajectories

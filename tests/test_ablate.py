@@ -26,7 +26,7 @@ from medenv.runs.ablate import ablate, selected
 from medenv.runs.cells import Cell, Result, read_plan
 from medenv.runs.cluster import cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+pytestmark = [pytest.mark.filterwarnings("ignore::ResourceWarning")]
 TABLES = ("results.csv", "results.md", "comparisons.csv", "comparisons.md", "cells.jsonl")
 
 
@@ -54,6 +54,8 @@ def by_value(function: Any) -> Any:
     return function
 
 
+@pytest.mark.slow
+@pytest.mark.cluster
 def test_killed_worker__is_replaced_and_counted(tmp_path: Path, two_cpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RETRIES", 1)
 
@@ -86,6 +88,8 @@ def test_killed_worker__is_replaced_and_counted(tmp_path: Path, two_cpus: None, 
     assert "Missing cells: 1 of 16" in text and "- two, plain, seed 2: its worker died 2 times" in text
 
 
+@pytest.mark.slow
+@pytest.mark.cluster
 def test_failed_and_stalled_cells__are_missing_and_the_rest_is_done(tmp_path: Path, two_cpus: None) -> None:
     fails = tmp_path / "fails"
     fails.touch()
@@ -109,6 +113,8 @@ def test_failed_and_stalled_cells__are_missing_and_the_rest_is_done(tmp_path: Pa
     assert "Unfinished" not in (out / "results.md").read_text() and [p.name for p in (out / "work").iterdir()] == ["lock"]
 
 
+@pytest.mark.slow
+@pytest.mark.cluster
 def test_killed_driver__goes_on_and_makes_the_same_tables(tmp_path: Path, two_cpus: None) -> None:
     plan = write_plan(tmp_path)
     log = tmp_path / "log"

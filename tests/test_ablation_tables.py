@@ -57,6 +57,13 @@ def test_comparisons__by_hand(found: Outcomes) -> None:
     assert rows[0]["return_difference"] == 0.1 and rows[0]["test_normalised_difference"] == 0.1 and "return_difference" not in rows[2]
 
 
+def test_steps_to_the_target__are_against_greedy_on_the_curves_own_cases(found: Outcomes) -> None:
+    easy = {k: r | {"greedy": 0.5} if r["trainer"] == "ppo" else r for k, r in found.results.items()}
+    row = row_of(result_rows(Outcomes(found.plan, easy)), "one", "plain")  # .81, .85, .89 at the end, .45 between 100 and 200 steps
+    assert row["reached"] == "3 of 3" and float(row["steps_to_90"]) == pytest.approx(100 + 100 * (0.45 - 0.425) / (0.85 * 0.3), abs=1)
+    assert Outcomes(found.plan, easy).greedy_on_curves("one") == [0.5] * 6 and found.greedy_on_curves("one") == [1.0]
+
+
 def test_some_reach_the_target__the_median_counts_the_others_as_later(found: Outcomes) -> None:
     slow = dict(found.results)
     for seed in (0, 1):

@@ -19,7 +19,7 @@ import torch
 from medenv.agents.doctor import make_doctor, one
 from medenv.agents.policy import CLOSED, FORCED, Heads, entropy_of, load_doctor, log_probability_of, sample
 from medenv.agents.ppo import PPO, PPOSettings, make_env
-from medenv.agents.ppo_objective import Rollout, advantages
+from medenv.agents.ppo_objective import Rollout, advantages, move_credit
 from medenv.errors import RewardError, RunError
 from medenv.knowledge.compiled import compiled
 from medenv.knowledge.named import knowledge_base
@@ -356,3 +356,27 @@ def test_a_doctor_of_another_base_is_refused(tmp_path: Path) -> None:
         load_doctor(tmp_path / "run", compiled(other))
     with pytest.raises(RunError, match="no trained policy here"):
         load_doctor(tmp_path, compiled(other))
+
+
+def test_credit_of_each_turn__is_taken_from_the_end_and_what_began_earlier_stays_there() -> None:
+    paid = np.zeros((4, 3))
+    paid[3] = [1.0, 2.0, 9.0]
+    credits = np.array([[0.5, 0.25, 0.0, 0.0, 0.0, 0.0], [0.1, 0.2, 0.3, 0.4, 0.5, 0.0]])
+    move_credit(paid, 3, np.array([0, 1]), np.array([2, 5]), credits)  # consultation 0 began at turn 1, consultation 1 two turns before 0
+    assert np.allclose(paid[:, 0], [0.0, 0.5, 0.25, 0.25])
+    assert np.allclose(paid[:, 1], [0.3, 0.4, 0.5, 0.8])
+    assert (paid[:, 2] == [0, 0, 0, 9]).all() and np.allclose(paid.sum(0), [1, 2, 9])
+
+
+def test_credit_each_turn__moves_what_the_environment_pays_and_changes_no_sum() -> None:
+    mix = "accuracy + 0.1*shapley_credit - 0.01*question_cost"
+    settings = {
+        "env": {"knowledge": "synthetic:12x30", "max_turns": 6, "observe_belief": True, "reward": mix},
+        "num_envs": 32,
+        "rollout": 12,
+    }
+    rollouts = [PPO(PPOSettings(**settings, credit_each_turn=each)).collect(0.0)[0] for each in (False, True)]
+    assert torch.equal(rollouts[0].action, rollouts[1].action) and not torch.equal(rollouts[0].reward, rollouts[1].reward)
+    assert torch.allclose(rollouts[0].reward.sum(0), rollouts[1].reward.sum(0), atol=1e-5)  # a consultation has at most 6 turns of the 12
+    with pytest.raises(RewardError, match="add shapley_credit"):
+        PPO(PPOSettings(env={"knowledge": "synthetic:12x30", "reward": "accuracy"}, credit_each_turn=True))

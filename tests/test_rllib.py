@@ -26,8 +26,6 @@ from medenv.runs.cluster import cluster
 from medenv.runs.run_directory import read_metrics
 
 pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.cluster,
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore"),
 ]  # RLlib's own
@@ -80,6 +78,8 @@ def test_metrics_of_fragments__are_weighted_by_consultations() -> None:
     assert "return" not in together([none])
 
 
+@pytest.mark.slow
+@pytest.mark.cluster
 def test_one_runner__learns_what_the_trainer_learns(four_cpus: None) -> None:
     settings = RLlibSettings(**SMALL, num_env_runners=0)
     learner = OnRLlib(settings)
@@ -97,6 +97,8 @@ def test_one_runner__learns_what_the_trainer_learns(four_cpus: None) -> None:
         learner.close()
 
 
+@pytest.mark.slow
+@pytest.mark.cluster
 def test_run__resumes_and_is_a_policy_like_any_other(four_cpus: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     asked = ["train", "ppo", "--output", str(run), "engine=rllib", "num_env_runners=1", *FEW, *EVERY, "env.observe_belief=false"]
@@ -111,6 +113,8 @@ def test_run__resumes_and_is_a_policy_like_any_other(four_cpus: None, tmp_path: 
     assert '"failures": 0' in capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.cluster
 def test_runners__that_die_raise_or_stall_are_counted_and_play_nobody_twice(four_cpus: None) -> None:
     learner = OnRLlib(RLlibSettings(**SMALL, num_env_runners=2, sample_timeout=30.0))
     try:
@@ -153,6 +157,8 @@ def test_runners__that_die_raise_or_stall_are_counted_and_play_nobody_twice(four
         learner.close()
 
 
+@pytest.mark.slow
+@pytest.mark.cluster
 def test_learner__that_is_killed_is_replaced_from_the_last_update(four_cpus: None) -> None:
     learner = OnRLlib(RLlibSettings(**SMALL, num_env_runners=0, num_learners=2))
     try:
@@ -176,6 +182,8 @@ def test_learner__that_is_killed_is_replaced_from_the_last_update(four_cpus: Non
         learner.close()
 
 
+@pytest.mark.slow
+@pytest.mark.cluster
 def test_environment__that_always_raises_ends_the_run_with_its_cause(four_cpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
     learner = OnRLlib(RLlibSettings(**SMALL, num_env_runners=0, most_failures=3))
     try:
@@ -186,6 +194,8 @@ def test_environment__that_always_raises_ends_the_run_with_its_cause(four_cpus: 
         learner.close()
 
 
+@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.parametrize(
     ("keys", "told"),
     [

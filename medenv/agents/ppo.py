@@ -41,7 +41,7 @@ from medenv.agents.policy import (
     sample,
     tracked,
 )  # fmt: skip
-from medenv.agents.ppo_objective import LOSSES, Rollout, move_credit, normalised, ppo_loss, transitions
+from medenv.agents.ppo_objective import LOSSES, Rollout, move_credit, normalised, ppo_loss, scheduled, transitions
 from medenv.envs.setup import Setup
 from medenv.envs.vector import ConsultVectorEnv
 from medenv.errors import RewardError, RunError, unknown
@@ -240,9 +240,8 @@ class PPO:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Greedy decoding on the run's fixed validation cases; every case counts once, short or long."""
-        n = self.settings.evaluate_episodes
-        env = make_env(self.settings, "validation", n, self.settings.judge)
-        observation = env.reset(seed=seed_for(self.settings.seed, "ppo validation"))[0]
+        env, observation = validation_cases(self.settings)
+        n = env.num_envs
         alive, total, questions, right = np.ones(n, bool), np.zeros(n), np.zeros(n), np.zeros(n, bool)
         scored, guessed = np.ones(n, bool), np.zeros(n, bool)
         while alive.any():
@@ -337,16 +336,7 @@ def make_env(settings: PPOSettings, split: str, num_envs: int, judge: str = "") 
     return env.unwrapped
 
 
-def scheduled(settings: PPOSettings, progress: float) -> dict[str, float]:
-    """What anneals, where the share `progress` in [0, 1] of the budget is spent."""
-    s = settings
-    return {
-        "learning_rate": s.learning_rate * _fade(s.learning_rate_end, progress),
-        "entropy_coefficient": s.entropy * _fade(s.entropy_end, progress),
-        "gain_bonus": s.gain_bonus * max(0.0, 1.0 - progress / s.gain_bonus_until) if s.gain_bonus_until > 0 else 0.0,
-        "tracker_rate": s.tracker_rate * _fade(s.learning_rate_end, progress),
-    }
-
-
-def _fade(end: float, progress: float) -> float:
-    return 1.0 + (end - 1.0) * min(progress, 1.0)
+def validation_cases(settings: PPOSettings) -> tuple[ConsultVectorEnv, dict[str, NDArray]]:
+    """The batch of a run's fixed validation cases, scored by its judge, at their openings."""
+    env = make_env(settings, "validation", settings.evaluate_episodes, settings.judge)
+    return env, env.reset(seed=seed_for(settings.seed, "ppo validation"))[0]

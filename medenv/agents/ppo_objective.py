@@ -1,6 +1,6 @@
-"""What PPO learns from: rollouts, advantages, and the loss of a minibatch; `ppo` and RLlib's learner share them.
+"""What PPO learns from: rollouts, advantages, the loss of a minibatch, and what anneals; `ppo` and RLlib's learner share them.
 
-Does not cover: collecting, optimising, and schedules (`ppo`).
+Does not cover: collecting and optimising (`ppo`).
 """
 
 from __future__ import annotations
@@ -100,3 +100,18 @@ def move_credit(
         some = np.flatnonzero((j < before) & (at >= 0))
         paid[at[some], rows[some]] += credits[some, j]
         paid[turn, rows[some]] -= credits[some, j]
+
+
+def scheduled(settings: PPOSettings, progress: float) -> dict[str, float]:
+    """What anneals, where the share `progress` in [0, 1] of the budget is spent."""
+    s = settings
+    return {
+        "learning_rate": s.learning_rate * _fade(s.learning_rate_end, progress),
+        "entropy_coefficient": s.entropy * _fade(s.entropy_end, progress),
+        "gain_bonus": s.gain_bonus * max(0.0, 1.0 - progress / s.gain_bonus_until) if s.gain_bonus_until > 0 else 0.0,
+        "tracker_rate": s.tracker_rate * _fade(s.learning_rate_end, progress),
+    }
+
+
+def _fade(end: float, progress: float) -> float:
+    return 1.0 + (end - 1.0) * min(progress, 1.0)

@@ -32,8 +32,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, nll_loss
 
 from medenv.agents.policy import CLOSED, Architecture, Heads, Policy, Tracker
-from medenv.agents.ppo import PPO, PPOSettings, scheduled
-from medenv.agents.ppo_objective import LOSSES, normalised, ppo_loss, transitions
+from medenv.agents.ppo import PPO, PPOSettings
+from medenv.agents.ppo_objective import LOSSES, normalised, ppo_loss, scheduled, transitions
 from medenv.errors import RunError
 from medenv.hashing import seed_for
 

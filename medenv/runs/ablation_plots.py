@@ -51,10 +51,10 @@ def _curves(found: Outcomes) -> bytes | None:
     for axes, environment in zip(panels, plan.environments, strict=False):
         for number, mix in enumerate(plan.mixes):
             _draw_curve(axes, found.runs(environment, mix), mix, **_style(number))
-        greedy, target = found.reference(environment, "greedy", "validation"), found.target(environment)
-        for value, text, line in ((greedy, "greedy", "--"), (target, f"{100 * SHARE:.0f} % of greedy", ":")):
-            if value is not None:
-                axes.axhline(value, color="0.3", linestyle=line, linewidth=1, label=text)
+        greedy = found.greedy_on_curves(environment)
+        for share, text, line in ((1.0, "greedy", "--"), (SHARE, f"{100 * SHARE:.0f} % of greedy", ":")):
+            if greedy:
+                axes.axhline(share * float(np.mean(greedy)), color="0.3", linestyle=line, linewidth=1, label=text)
         axes.set_title(environment)
         axes.set_xlabel("environment steps" if plan.trainer == "ppo" else "steps")
         axes.set_ylabel("judge's return on validation cases")

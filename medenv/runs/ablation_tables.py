@@ -79,17 +79,20 @@ class Outcomes:
         low, high = (self.reference(environment, who, split) for who in ("random", "greedy"))
         return None if low is None or high is None or high <= low else (value - low) / (high - low)
 
-    def target(self, environment: str) -> float | None:
-        """90 % of greedy's validation return; None where greedy is missing or earns nothing."""
-        greedy = self.reference(environment, "greedy", "validation")
-        return None if greedy is None or greedy <= 0 else SHARE * greedy
+    def greedy_on_curves(self, environment: str) -> list[float]:
+        """What `greedy` earns on the validation cases of each run's curve; [its return on the shared ones] where no run says so."""
+        own = [r["greedy"] for mix in self.plan.mixes for r in self.runs(environment, mix) if r.get("greedy") is not None]
+        shared = self.reference(environment, "greedy", "validation")
+        return own or ([] if shared is None else [shared])
 
     def times(self, environment: str, mix: str) -> list[float] | None:
-        """Steps of each run to the target, inf where it is never reached; None without a target."""
-        target = self.target(environment)
-        if target is None or mix in REFERENCES:
+        """Steps of each run to 90 % of what greedy earns on its curve's cases, inf where never; None where greedy earns nothing."""
+        shared = self.reference(environment, "greedy", "validation")
+        runs = [] if mix in REFERENCES else self.runs(environment, mix)
+        greedy = [r.get("greedy", shared) or 0.0 for r in runs]
+        if not runs or min(greedy) <= 0:
             return None
-        return [first_reach(r["curve"]["steps"], r["curve"]["return"], target) for r in self.runs(environment, mix)]
+        return [first_reach(r["curve"]["steps"], r["curve"]["return"], SHARE * g) for r, g in zip(runs, greedy, strict=True)]
 
     def scores(self, environments: Sequence[str], mix: str, key: str, split: str) -> Strata | None:
         """Runs of a mix by environment: `key` of their results, or `normalised`. None where an environment has none, or no scale."""
@@ -139,8 +142,8 @@ def notes(found: Outcomes) -> list[str]:
         "Intervals (_ci) are 95 %, bootstrapped over seeds within each environment: they speak of other seeds, on the same cases; a single "
         "seed has none. normalised: (return - random) / (greedy - random). iqm: the mean of the middle half of the runs. steps_to_90: "
         f"median over seeds of the steps to {100 * SHARE:.0f} % of greedy's return at validation, interpolated between validations; a run "
-        f"that does not get there counts as later than any, and `{NEVER}` is a median among those. Curves are of each "
-        "seed's own validation cases, where greedy may earn something else than on the shared ones. Columns with test_ are measured once, "
+        f"that does not get there counts as later than any, and `{NEVER}` is a median among those. A curve, and what greedy "
+        "earns beside it, is of its seed's own validation cases. Columns with test_ are measured once, "
         "after training.",
     ]
     again = [r.get("retries", 0) for r in results]

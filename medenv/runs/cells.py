@@ -43,6 +43,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import medenv
 from medenv.agents.doctor import make_doctor
 from medenv.envs.setup import Setup
@@ -188,7 +190,8 @@ def run_cell(cell: Cell, folder: Path) -> Result:
 
     Returns key, names, reward, the curve (lists by validation: steps, and the judge's return, accuracy, questions, best_guess), and
     for validation and test what the final policy earns: return (the judge's), accuracy, questions, cost, and `components`, the unweighted
-    means of the measure's rewards. The same cell gives the same numbers on one machine, interrupted or not.
+    means of the measure's rewards; for PPO `greedy`, the judge's return of `greedy` on the curve's cases. The same cell gives the same
+    numbers on one machine, interrupted or not.
     """
     started = time.perf_counter()
     agent, curve = cell.trainer, dict[str, list[float | None]]()
@@ -199,7 +202,7 @@ def run_cell(cell: Cell, folder: Path) -> Result:
         lines = [line for line in lines if line.get("validation_return") is not None]
         curve = {name: [line.get(key) for line in lines] for name, key in CURVE.items()}
     found = {split: _earned(cell, agent, split, Path(folder)) for split in SPLITS}
-    about = {
+    about: dict[str, Any] = {
         "key": cell.key,
         "environment": cell.environment,
         "mix": cell.mix,
@@ -209,7 +212,26 @@ def run_cell(cell: Cell, folder: Path) -> Result:
     }
     made = {"seconds": round(time.perf_counter() - started, 1), "commit": commit(), "hardware": hardware()}
     made["versions"] = versions("numpy", "torch", "ray", "trl")
+    if cell.trainer == "ppo":
+        about["greedy"] = greedy_on_curve(cell)
     return {**about, "curve": curve, **found, **made}
+
+
+def greedy_on_curve(cell: Cell) -> float:
+    """The judge's mean return of `greedy` on the cases of a PPO cell's curve, which are its seed's own."""
+    from medenv.agents.greedy import Greedy
+    from medenv.agents.ppo import PPOSettings, validation_cases
+    from medenv.runs.settings import read_settings
+
+    settings = read_settings(PPOSettings, cell.settings | {"env": dict(cell.env), "seed": cell.seed, "judge": cell.judge})
+    env, observation = validation_cases(settings)
+    doctor, total = Greedy(env.setup.tables), np.zeros(env.num_envs)
+    alive = np.ones(env.num_envs, bool)
+    while alive.any():
+        observation, reward, terminated, truncated, _ = env.step(doctor.act(observation)[0])
+        total += reward * alive
+        alive &= ~(terminated | truncated)
+    return float(total.mean())
 
 
 def _train(cell: Cell, folder: Path) -> None:

@@ -106,14 +106,11 @@ def rewards_table(experiments: Path = ROOT / "experiments") -> str:
         "| patients | trained on | steps to 90 % of greedy's return | return, validation | accuracy | questions | return, test |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    folder = experiments / "ablations" / "rewards"
-    own = {(r["environment"], r["mix"]): r for r in _read(folder / "own_cases.csv")}
-    for row in _read(folder / "results.csv"):
+    for row in _read(experiments / "ablations" / "rewards" / "results.csv"):
         if row["environment"].startswith("all") or row["mix"] == "random":
             continue
-        times = own[row["environment"], row["mix"]]
-        steps = f"{int(times['steps']):,}" if times["steps"].isdigit() else times["steps"]
-        reached = f"{steps} ({times['reached']})" if times["reached"] else ""
+        steps = f"{int(row['steps_to_90']):,}" if row["steps_to_90"].isdigit() else row["steps_to_90"]
+        reached = f"{steps} ({row['reached']})" if row["reached"] else ""
         earned = [
             _return(row[key], row[f"{key}_ci"]) if row[f"{key}_ci"] else f"{float(row[key]):.3f}" for key in ("return", "test_return")
         ]

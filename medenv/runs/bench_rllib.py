@@ -37,6 +37,7 @@ from medenv.runs.tables import write_table
 from medenv.runs.training import train
 
 ENV: dict[str, Any] = {"knowledge": "builtin", "observe_belief": True}
+UPDATES, ROLLOUTS = "with updates", "rollouts alone"  # steps a second of whole updates, or of their rollouts
 ITERATIONS = 6
 BATCH, MINIBATCH, EPOCHS, HIDDEN = 16_384, 1024, 2, 128
 PLAIN_BATCH = 2048  # of the plain set-up, so that an iteration takes seconds and not a minute; rates do not depend on it
@@ -50,26 +51,28 @@ PLAIN_BATCH = 2048  # of the plain set-up, so that an iteration takes seconds an
 def main(output: Path, steps: int, seeds: int, rounds: int) -> None:
     """See the module."""
     torch.set_num_threads(1)
+    command = f"python -m medenv.runs.bench_rllib --steps {steps} --seeds {seeds} --rounds {rounds}"
     rates: dict[str, list[float]] = {}
     with cluster("local", own_cpus=4):
         for _ in range(rounds):
-            for name, measured in SETUPS.items():
-                rates.setdefault(name, []).extend(measured())
-                click.echo(f"{name}: {np.median(rates[name]):.0f}")
+            for setup, measured in SETUPS.items():
+                for what, found in measured().items():
+                    rates.setdefault(f"{setup}, {what}", []).extend(found)
+                    click.echo(f"{setup}, {what}: {np.median(found):.0f}")
         restart = _restart()
         click.echo(f"restart: {restart:.1f} s")
         curves = _curves(steps, seeds)
     rows: list[dict[str, Any]] = [{"what": name, "per_second": round(float(np.median(r)))} for name, r in rates.items()]
-    found = {name: float(np.median(r)) for name, r in rates.items()}
-    ours = max(found["RLlib, 1 runner, with updates"], found["RLlib, 2 runners, with updates"])
+    median = {name: float(np.median(r)) for name, r in rates.items()}
+    ours = max(median[f"RLlib, {n}, {UPDATES}"] for n in ("1 runner", "2 runners"))
     rows += [
         {
             "what": "RLlib with updates, the better of 1 and 2 runners / plain RLlib",
-            "ratio": round(ours / found["plain RLlib, with updates"], 1),
+            "ratio": round(ours / median[f"plain RLlib, {UPDATES}"], 1),
         },
         {
             "what": "rollouts, 2 runners / 1 runner",
-            "ratio": round(found["RLlib, 2 runners, rollouts"] / found["RLlib, 1 runner, rollouts"], 2),
+            "ratio": round(median[f"RLlib, 2 runners, {ROLLOUTS}"] / median[f"RLlib, 1 runner, {ROLLOUTS}"], 2),
         },
         {"what": "seconds from a killed runner to its next rollout", "seconds": round(restart, 1)},
     ]
@@ -80,7 +83,7 @@ def main(output: Path, steps: int, seeds: int, rounds: int) -> None:
     notes = [
         f"{BATCH:,} steps an update, {EPOCHS} epochs, minibatches of {MINIBATCH}, built-in base, belief observed; one thread a process."
     ]
-    write_table(output / "rllib", rows, notes, provenance("python -m medenv.runs.bench_rllib", "torch", "ray"))
+    write_table(output / "rllib", rows, notes, provenance(command, "torch", "ray"))
     if seeds:
         _plot(curves, output / "rllib_curves.png")
 
@@ -89,22 +92,21 @@ def _settings(runners: int) -> RLlibSettings:
     return RLlibSettings(env=ENV, num_env_runners=runners, minibatch=MINIBATCH, epochs=EPOCHS, hidden=HIDDEN)
 
 
-def _torch() -> list[float]:
+def _torch() -> dict[str, list[float]]:
     ppo = PPO(PPOSettings(env=ENV, minibatch=MINIBATCH, epochs=EPOCHS, hidden=HIDDEN))
-    return [ppo.update(0.1)["steps_per_second"] for _ in range(ITERATIONS)][1:]
+    return {UPDATES: [ppo.update(0.1)["steps_per_second"] for _ in range(ITERATIONS)][1:]}
 
 
-def _rllib(runners: int, learning: bool) -> list[float]:
-    """Steps a second of whole updates, or of their rollouts alone."""
+def _rllib(runners: int) -> dict[str, list[float]]:
     learner = OnRLlib(_settings(runners))
     try:
         told = [learner.update(0.1) for _ in range(ITERATIONS)][1:]
     finally:
         learner.close()
-    return [BATCH / t["sample_seconds"] if not learning else t["steps_per_second"] for t in told]
+    return {UPDATES: [t["steps_per_second"] for t in told], ROLLOUTS: [BATCH / t["sample_seconds"] for t in told]}
 
 
-def _plain() -> list[float]:
+def _plain() -> dict[str, list[float]]:
     """RLlib as it comes, one environment in each of two runners."""
     register_env("medconsult-flat", _flat)
     config = (
@@ -124,7 +126,7 @@ def _plain() -> list[float]:
             out.append(result["env_runners"]["num_env_steps_sampled"] / (time.perf_counter() - start))
     finally:
         algorithm.stop()
-    return out[1:]
+    return {UPDATES: out[1:]}
 
 
 def _flat(_: Any) -> gym.Env[Any, Any]:
@@ -134,13 +136,11 @@ def _flat(_: Any) -> gym.Env[Any, Any]:
     return FlatObservation(gym.make("MedConsult-v0", **ENV))
 
 
-SETUPS: Mapping[str, Callable[[], list[float]]] = {
-    "ppo, one process, with updates": _torch,
-    "RLlib, 1 runner, with updates": lambda: _rllib(1, True),
-    "RLlib, 2 runners, with updates": lambda: _rllib(2, True),
-    "RLlib, 1 runner, rollouts": lambda: _rllib(1, False),
-    "RLlib, 2 runners, rollouts": lambda: _rllib(2, False),
-    "plain RLlib, with updates": _plain,
+SETUPS: Mapping[str, Callable[[], dict[str, list[float]]]] = {
+    "ppo, one process": _torch,
+    "RLlib, 1 runner": lambda: _rllib(1),
+    "RLlib, 2 runners": lambda: _rllib(2),
+    "plain RLlib": _plain,
 }
 
 

@@ -219,7 +219,8 @@ def test_bad_settings__are_told_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_address__that_does_not_answer_is_told_at_once(tmp_path: Path) -> None:
+def test_address__that_does_not_answer_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # whatever other tests are connected to
     for address, told in (("127.0.0.1:1", "nothing answers at"), ("nowhere", "is no address")):
         with pytest.raises(RunError, match=told), cluster(address):
             raise AssertionError("connected")

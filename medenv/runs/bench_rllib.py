@@ -2,7 +2,8 @@
 
     python -m medenv.runs.bench_rllib            writes experiments/cluster/rllib.md, .csv and rllib_curves.png
 
-"Plain" is what RLlib's documentation leads to: one environment per runner (`MedConsult-v0` with flat observations), RLlib's own network of
+Rollouts alone are asked for one after another, without learning between them. Two runners are set beside one that consults as many people in
+all, and beside one that consults as many as each of the two. "Plain" is what RLlib's documentation leads to: one environment per runner (`MedConsult-v0` with flat observations), RLlib's own network of
 the same width, the same batch, minibatches, epochs and number of runners. Set-ups are measured in turns, and each counts with the median
 of its iterations after the first.
 
@@ -39,7 +40,7 @@ from medenv.runs.training import train
 ENV: dict[str, Any] = {"knowledge": "builtin", "observe_belief": True}
 UPDATES, ROLLOUTS = "with updates", "rollouts alone"  # steps a second of whole updates, or of their rollouts
 ITERATIONS = 6
-BATCH, MINIBATCH, EPOCHS, HIDDEN = 16_384, 1024, 2, 128
+NUM_ENVS, MINIBATCH, EPOCHS, HIDDEN = 1024, 1024, 2, 128
 PLAIN_BATCH = 2048  # of the plain set-up, so that an iteration takes seconds and not a minute; rates do not depend on it
 
 
@@ -65,15 +66,16 @@ def main(output: Path, steps: int, seeds: int, rounds: int) -> None:
     rows: list[dict[str, Any]] = [{"what": name, "per_second": round(float(np.median(r)))} for name, r in rates.items()]
     median = {name: float(np.median(r)) for name, r in rates.items()}
     ours = max(median[f"RLlib, {n}, {UPDATES}"] for n in ("1 runner", "2 runners"))
+    two = median[f"RLlib, 2 runners, {ROLLOUTS}"]
     rows += [
         {
             "what": "RLlib with updates, the better of 1 and 2 runners / plain RLlib",
             "ratio": round(ours / median[f"plain RLlib, {UPDATES}"], 1),
         },
-        {
-            "what": "rollouts, 2 runners / 1 runner",
-            "ratio": round(median[f"RLlib, 2 runners, {ROLLOUTS}"] / median[f"RLlib, 1 runner, {ROLLOUTS}"], 2),
-        },
+        *(
+            {"what": f"rollouts alone, 2 runners / 1 runner, {told}", "ratio": round(two / median[f"RLlib, {one}, {ROLLOUTS}"], 2)}
+            for told, one in (("as many consultations in all", "1 runner"), ("as many in each", f"1 runner of {NUM_ENVS // 2}"))
+        ),
         {"what": "seconds from a killed runner to its next rollout", "seconds": round(restart, 1)},
     ]
     for engine, runs in curves.items() if seeds else ():
@@ -81,7 +83,7 @@ def main(output: Path, steps: int, seeds: int, rounds: int) -> None:
         told = f"{np.mean(last):.3f} [{min(last):.3f} to {max(last):.3f}]"
         rows.append({"what": f"validation return of engine={engine} after {steps:,} steps, {seeds} seeds", "mean_and_range": told})
     notes = [
-        f"{BATCH:,} steps an update, {EPOCHS} epochs, minibatches of {MINIBATCH}, built-in base, belief observed; one thread a process."
+        f"{NUM_ENVS:,} consultations, 16 turns of each between two updates, {EPOCHS} epochs, minibatches of {MINIBATCH}, built-in base, belief observed; one thread a process."
     ]
     write_table(output / "rllib", rows, notes, provenance(command, "torch", "ray"))
     if seeds:
@@ -97,13 +99,19 @@ def _torch() -> dict[str, list[float]]:
     return {UPDATES: [ppo.update(0.1)["steps_per_second"] for _ in range(ITERATIONS)][1:]}
 
 
-def _rllib(runners: int) -> dict[str, list[float]]:
-    learner = OnRLlib(_settings(runners))
+def _rllib(runners: int, num_envs: int = NUM_ENVS) -> dict[str, list[float]]:
+    settings = replace(_settings(runners), num_envs=num_envs)
+    learner = OnRLlib(settings)
     try:
         told = [learner.update(0.1) for _ in range(ITERATIONS)][1:]
+        rates = []
+        for _ in range(2 * ITERATIONS):
+            start = time.perf_counter()
+            learner.running().collect(0.1)
+            rates.append(num_envs * settings.rollout / (time.perf_counter() - start))
     finally:
         learner.close()
-    return {UPDATES: [t["steps_per_second"] for t in told], ROLLOUTS: [BATCH / t["sample_seconds"] for t in told]}
+    return {UPDATES: [t["steps_per_second"] for t in told], ROLLOUTS: rates}
 
 
 def _plain() -> dict[str, list[float]]:
@@ -140,6 +148,7 @@ SETUPS: Mapping[str, Callable[[], dict[str, list[float]]]] = {
     "ppo, one process": _torch,
     "RLlib, 1 runner": lambda: _rllib(1),
     "RLlib, 2 runners": lambda: _rllib(2),
+    f"RLlib, 1 runner of {NUM_ENVS // 2}": lambda: _rllib(1, NUM_ENVS // 2),
     "plain RLlib": _plain,
 }
 

@@ -6,18 +6,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 WORKERS ?= 2
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: demo test test-cluster lint types bench
+.PHONY: demo test lint types bench
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/medenv demo
 
 test: lint types
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not cluster"  # one thread a worker: more only fight
-
-test-cluster: $(VENV)/test.stamp
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster  # alone: several Ray clusters at once starve each other
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -m "not cluster"  # one thread a worker: more only fight
+	$(ONE_THREAD) $(BIN)/python -m pytest -m cluster  # alone: several Ray clusters at once starve each other
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check medenv tests

@@ -2,10 +2,10 @@
 
     python -m medenv.runs.bench_rllib            writes experiments/cluster/rllib.md, .csv and rllib_curves.png
 
-Rollouts alone are asked for one after another, without learning between them. Two runners are set beside one that consults as many people in
-all, and beside one that consults as many as each of the two. "Plain" is what RLlib's documentation leads to: one environment per runner (`MedConsult-v0` with flat observations), RLlib's own network of
-the same width, the same batch, minibatches, epochs and number of runners. Set-ups are measured in turns, and each counts with the median
-of its iterations after the first.
+Rollouts alone are asked for one after another, without learning between them. Two runners are set beside one that consults as many people
+in all, and beside one that consults as many as each of the two. "Plain" is what RLlib's documentation leads to: one environment per runner
+(`MedConsult-v0` with flat observations), RLlib's own network of the same width, the same minibatches, epochs and number of runners. Set-ups
+are measured in turns, and each counts with the median of its iterations after the first.
 
 Does not cover: many nodes (`scaling`), other machines.
 """
@@ -83,7 +83,8 @@ def main(output: Path, steps: int, seeds: int, rounds: int) -> None:
         told = f"{np.mean(last):.3f} [{min(last):.3f} to {max(last):.3f}]"
         rows.append({"what": f"validation return of engine={engine} after {steps:,} steps, {seeds} seeds", "mean_and_range": told})
     notes = [
-        f"{NUM_ENVS:,} consultations, 16 turns of each between two updates, {EPOCHS} epochs, minibatches of {MINIBATCH}, built-in base, belief observed; one thread a process."
+        f"{NUM_ENVS:,} consultations, 16 turns of each between two updates, {EPOCHS} epochs, minibatches of {MINIBATCH}; built-in base, "
+        "belief observed; one thread a process."
     ]
     write_table(output / "rllib", rows, notes, provenance(command, "torch", "ray"))
     if seeds:

@@ -43,6 +43,7 @@ class RayCluster:
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         self.env |= {"RAY_TMPDIR": str(folder), "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token"}
         self.env |= {"RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_API_SERVER_ADDRESS": self.http, "RAY_USAGE_STATS_ENABLED": "0"}
+        self.env["PYTHONDONTWRITEBYTECODE"] = "1"  # jobs share a copy of a directory: what lies in it is what was uploaded
         self.nodes: list[subprocess.Popen[bytes]] = []
 
     def start(self, service: str, cpus: int) -> subprocess.Popen[bytes]:

@@ -240,13 +240,12 @@ def submitted(cluster: RayCluster, runs: Path) -> dict[str, subprocess.Completed
     }
     done = {name: ended(process) for name, process in running.items()}
     (runs / "plan.toml").write_text(PLAN)
-    with ray_cluster("head", cpus=4) as one:  # nodes of one machine share a folder, and the second unpacks a job's directory under its feet
-        running = {
-            "ppo_rllib.sh": start(one, "sh", str(CLUSTER / "ppo_rllib.sh"), *PPO, *RLLIB, **env),
-            "grpo.sh": start(one, "sh", str(CLUSTER / "grpo.sh"), f"model={runs / 'sft'}", *GRPO, **env),
-            "ablate.sh": start(one, "sh", str(CLUSTER / "ablate.sh"), str(runs / "plan.toml"), "--workers", "1", **env),
-        }
-        return done | {name: ended(process) for name, process in running.items()}
+    running = {
+        "ppo_rllib.sh": start(cluster, "sh", str(CLUSTER / "ppo_rllib.sh"), *PPO, *RLLIB, **env),
+        "grpo.sh": start(cluster, "sh", str(CLUSTER / "grpo.sh"), f"model={runs / 'sft'}", *GRPO, **env),
+        "ablate.sh": start(cluster, "sh", str(CLUSTER / "ablate.sh"), str(runs / "plan.toml"), "--workers", "1", **env),
+    }
+    return done | {name: ended(process) for name, process in running.items()}
 
 
 @pytest.mark.slow

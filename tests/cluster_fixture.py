@@ -53,10 +53,8 @@ class RayCluster:
             word.replace("--address=head:6379", f"--address={self.address}") for word in command if not word.startswith("--num-cpus")
         ]
         own = {"--num-cpus": cpus, "--min-worker-port": 0, "--max-worker-port": 0, "--dashboard-agent-listen-port": free_port()}
-        own |= {
-            "--object-store-memory": 100_000_000,
-            "--temp-dir": self.folder / str(len(self.nodes)),
-        }  # else one unpacks under another's feet
+        own |= {"--object-store-memory": 100_000_000}
+        own["--temp-dir"] = self.folder / str(len(self.nodes))  # as on machines: in one folder, a node unpacks under another's feet
         if "--head" in command:
             command = [word for word in command if not word.startswith(("--port", "--dashboard-host"))]
             own |= {"--port": self.gcs, "--dashboard-port": self.dashboard, "--ray-client-server-port": free_port()}

@@ -183,6 +183,15 @@ def test_split_names__are_checked() -> None:
         LoadedCases(compiled(tiny_base()), [Case(3, "male", "primary", "flu", split="train")], "test")
 
 
+def test_complaint__selects_of_given_cases_those_that_open_with_it() -> None:
+    tables = compiled(tiny_base(), complaint="fever")
+    cases = [Case(3, "male", "primary", "flu", {q: ("yes",)}, q) for q in ("fever", "cough", "fever")]
+    source = LoadedCases(tables, cases, "all")
+    assert source.members.tolist() == [0, 2]
+    with pytest.raises(CaseError, match="none of the 1 cases in split 'all' opens with complaint 'fever'"):
+        LoadedCases(tables, cases[1:2], "all")
+
+
 def test_named_sources(tmp_path, ddxplus_release) -> None:  # type: ignore[no-untyped-def]
     tables = compiled(knowledge_base(f"ddxplus:{ddxplus_release}"))
     assert isinstance(case_source("sampled", tables, "train"), SampledCases)

@@ -85,6 +85,22 @@ def test_prior__within_a_setting_is_the_prevalence() -> None:
     assert weight == pytest.approx(prior / prior.sum())
 
 
+def test_complaint__is_the_patients_of_everybody_who_come_with_it() -> None:
+    base = knowledge_base("synthetic:12x50")
+    whole = compiled(base, 0.1)
+    name = base.findings[whole.joint_opening[np.diff(whole.joint_threshold, prepend=np.uint64(0)).argmax()]].id
+    part = compiled(base, 0.1, complaint=name)
+    q = base.finding_index[name]
+    assert set(part.joint_opening) == {q} and part.name == f"{whole.name}, complaint {name}"
+    share = np.diff(whole.joint_threshold.astype(float), prepend=0.0) * (whole.joint_opening == q)
+    expected = np.zeros_like(whole.cell_weight)
+    np.add.at(expected, (whole.joint_cell, whole.joint_condition), share / share.sum())
+    assert part.cell_weight == pytest.approx(expected, abs=1e-6) and 0 < expected.sum(0).min() < 0.5 * expected.sum(0).max()
+    for table in ("probability", "opening_log", "log_likelihood"):
+        assert (getattr(part, table) == getattr(whole, table)).all(), f"{table}: their answers and the belief are the same"
+    check_base(base, 0.1, complaint=name, consultations=5_000)
+
+
 def test_difficulty__flattens_within_a_cell_and_keeps_the_cells() -> None:
     base = knowledge_base("synthetic:12x30")
     natural, flat = compiled(base).cell_weight, compiled(base, difficulty=1.0).cell_weight
@@ -148,6 +164,8 @@ BROKEN = {
     "noise": (lambda: compiled(tiny_base(), 0.6), "noise is 0.6"),
     "difficulty": (lambda: compiled(tiny_base(), difficulty=-1), "difficulty is -1"),
     "setting": (lambda: compiled(tiny_base(), setting="primry"), "did you mean 'primary'"),
+    "complaint": (lambda: compiled(knowledge_base("builtin"), complaint="chest_pian"), "did you mean 'chest_pain'"),
+    "complaint of nobody": (lambda: compiled(knowledge_base("builtin"), complaint="troponin"), "'troponin': nobody in any setting comes"),
     "size": (lambda: knowledge_base("synthetic:1x3"), "at least 2 conditions"),
     "spelling of a size": (lambda: knowledge_base("synthetic:12by3"), "synthetic:CONDITIONSxFINDINGS"),
     "unknown source": (lambda: knowledge_base("builtim"), "did you mean"),

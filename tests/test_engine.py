@@ -344,6 +344,7 @@ def test_differential__is_the_doctors_own_or_none() -> None:
         ("difficulty", None, "difficulty is None"),
         ("noise", 0.7, "noise"),
         ("split", "dev", "split"),
+        ("complaint", "feverr", "complaint"),
     ],
 )
 def test_bad_argument__is_refused_in_words(argument: str, value: object, words: str) -> None:

@@ -42,6 +42,7 @@ def test_every_id__conforms(env_id: str, ddxplus_release: Path) -> None:
     [
         {"knowledge": tiny_base(), "observe_belief": True},
         {"knowledge": "synthetic:12x50", "noise": 0.3, "difficulty": 1.0, "setting": "emergency", "persona": "brief"},
+        {"complaint": "chest_pain", "observe_belief": True},
         {"knowledge": "synthetic:2x8", "max_turns": 1, "split": "test"},
         {"knowledge": "synthetic:5x24", "reward": {"information_gain": {"weight": 2, "value": "log_probability"}}, "split": "all"},
     ],

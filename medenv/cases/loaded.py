@@ -35,7 +35,12 @@ class LoadedCases:
 
     def __init__(self, tables: Compiled, cases: Sequence[Case], split: str = "train", report: Report | None = None) -> None:
         self.tables, self.split, self.cases, self.report = tables, check_split(split), list(cases), report
-        self.members = np.array([i for i, c in enumerate(self.cases) if split in (ALL, c.assigned_split)], np.uint64)
+        of_split = [i for i, c in enumerate(self.cases) if split in (ALL, c.assigned_split)]
+        self.members = np.array([i for i in of_split if tables.complaint in (None, self.cases[i].opening)], np.uint64)
+        if of_split and not self.members.size:
+            raise CaseError(
+                f"none of the {len(of_split)} cases in split {split!r} opens with complaint {tables.complaint!r}: choose another"
+            )
         if not self.members.size:
             held = {s: sum(c.assigned_split == s for c in self.cases) for s in SPLITS}
             raise CaseError(f"no case in split {split!r} (the source has {held}): choose another split, or 'all'")
@@ -96,7 +101,7 @@ class LoadedCases:
         out = rows.copy()
         key = np.array([int(c.id, 16) for c in self.cases], np.uint64)
         sampler = SampledCases(t, ALL)
-        prior = thresholds(t.cell_weight.sum(0))  # whose answer replaces one is drawn from the base: not from this list of cases
+        prior = thresholds(t.everyone)  # whose answer replaces one is drawn from the base: not from this list of cases
         for finding in parents_first(t.base.findings):
             q = t.base.finding_index[finding.id]
             if finding.parent is not None:

@@ -91,6 +91,7 @@ class ConsultEnv(Names, gym.Env[dict[str, Any], np.int64]):
     | persona | "plain" | plain or brief: how the patient words an answer |
     | difficulty | 0.0 | in [0, 1]: 0 natural prevalence, 1 all conditions equally likely |
     | setting | None | one of the base's settings, or their mixture |
+    | complaint | None | the finding that every patient comes with, such as `chest_pain`, or any |
     | observe_belief | False | put the exact posterior into the observation |
     | render_mode | None | "ansi", "human" (prints each turn), "rgb_array" |
 
@@ -100,6 +101,7 @@ class ConsultEnv(Names, gym.Env[dict[str, Any], np.int64]):
     ## Version History
     * v0: first version; may change until release 0.1.0, each time with a line here.
     * v0, next: the findings of `builtin@0` have money, delay and invasiveness: another fingerprint, the same patients and probabilities.
+    * v0, next: an argument `complaint`; without it nothing changes.
     """
 
     metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 2}

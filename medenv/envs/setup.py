@@ -43,6 +43,7 @@ class Setup:
         persona: str | Patient = "plain",
         difficulty: float = 0.0,
         setting: str | None = None,
+        complaint: str | None = None,
         observe_belief: bool = False,
     ) -> None:
         if knowledge == DDXPLUS:
@@ -53,7 +54,7 @@ class Setup:
                 )
             knowledge = f"ddxplus:{os.environ['MEDENV_DDXPLUS']}"
         self.base = knowledge_base(knowledge)
-        self.tables: Compiled = compiled(self.base, noise, difficulty, setting)
+        self.tables: Compiled = compiled(self.base, noise, difficulty, setting, complaint)
         self.source = case_source(cases, self.tables, split)
         self.rewards = parse_mix(reward).bound(self.tables)
         if not isinstance(observe_belief, bool):

@@ -42,6 +42,7 @@ class Compiled:
     noise: float
     difficulty: float
     setting: str | None
+    complaint: str | None
     num_values: Int32  # [Q]
     row_of: Int32  # [C, Q] first row of the finding's variant in this cell
     row_finding: Int32  # [R + 1]
@@ -54,7 +55,8 @@ class Compiled:
     allowed: NDArray[np.int8]  # [C, Q] 0 where sex or age rules the question out
     cost: NDArray[np.float32]  # [Q]
     children: Int32  # [R + 1, K] questions that the row unlocks, padded with -1
-    cell_weight: Float64  # [C, D] joint P(cell, condition)
+    everyone: Float64  # [D] P(condition), whatever the complaint: misreported answers are drawn from these
+    cell_weight: Float64  # [C, D] joint P(cell, condition) of the patients who come
     opening_of: Int32  # [Q] index into openings, -1 if the finding can't open
     opening_finding: Int32  # [M - 1]
     opening_log: NDArray[np.float32]  # [C, M, D] log P(condition | cell, opening)
@@ -69,7 +71,8 @@ class Compiled:
     def name(self) -> str:
         """What these tables are: base, fingerprint, noise, difficulty, setting."""
         setting = self.setting or "all settings"
-        return f"{self.base.id} {self.base.fingerprint}, noise {self.noise:g}, difficulty {self.difficulty:g}, {setting}"
+        complaint = f", complaint {self.complaint}" if self.complaint else ""
+        return f"{self.base.id} {self.base.fingerprint}, noise {self.noise:g}, difficulty {self.difficulty:g}, {setting}{complaint}"
 
     @property
     def num_conditions(self) -> int:
@@ -109,9 +112,9 @@ class Compiled:
 
 
 @lru_cache(maxsize=32)
-def compile_base(base_key: _BaseKey, noise: float, difficulty: float, setting: str | None) -> Compiled:
+def compile_base(base_key: _BaseKey, noise: float, difficulty: float, setting: str | None, complaint: str | None) -> Compiled:
     """`compiled` behind a cache (bases compare by fingerprint)."""
-    return _compile(base_key.base, noise, difficulty, setting)
+    return _compile(base_key.base, noise, difficulty, setting, complaint)
 
 
 class _BaseKey:
@@ -125,12 +128,15 @@ class _BaseKey:
         return isinstance(other, _BaseKey) and self.base.fingerprint == other.base.fingerprint
 
 
-def compiled(base: KnowledgeBase, noise: float = 0.0, difficulty: float = 0.0, setting: str | None = None) -> Compiled:
+def compiled(
+    base: KnowledgeBase, noise: float = 0.0, difficulty: float = 0.0, setting: str | None = None, complaint: str | None = None
+) -> Compiled:
     """Compile a base.
 
     noise in [0, 0.5]: probability that an answer of reliability 0 is misreported. difficulty in [0, 1]: 0 keeps each
     condition's prevalence, 1 makes all conditions equally likely within a demographic cell. setting: one of the base's,
-    or None for their mixture.
+    or None for their mixture. complaint: the finding that every patient comes with, or None for any; the patients are those
+    of None who come with it.
     """
     if not isinstance(noise, Real) or not 0.0 <= noise <= 0.5:
         raise KnowledgeError(f"noise is {noise!r}: give a probability in [0, 0.5]")
@@ -138,10 +144,12 @@ def compiled(base: KnowledgeBase, noise: float = 0.0, difficulty: float = 0.0, s
         raise KnowledgeError(f"difficulty is {difficulty!r}: give a number in [0, 1]")
     if setting is not None and setting not in base.settings:
         raise unknown("setting", setting, base.settings)
-    return compile_base(_BaseKey(base), float(noise), float(difficulty), setting)
+    if complaint is not None and complaint not in base.finding_index:
+        raise unknown("complaint", complaint, base.finding_index)
+    return compile_base(_BaseKey(base), float(noise), float(difficulty), setting, complaint)
 
 
-def _compile(base: KnowledgeBase, noise: float, difficulty: float, setting: str | None) -> Compiled:
+def _compile(base: KnowledgeBase, noise: float, difficulty: float, setting: str | None, complaint: str | None) -> Compiled:
     weight = _cell_weights(base, difficulty, setting)  # [C, D]
     tables = [_true_probabilities(base, f) for f in base.findings]  # per finding [P, V, D], P = 2 * bands
     opening = _opening_probabilities(base, tables)  # [P, Q, D]
@@ -199,6 +207,13 @@ def _compile(base: KnowledgeBase, noise: float, difficulty: float, setting: str 
     opening_of[opening_finding] = np.arange(opening_finding.size)
     _, group_cell, cell_group = np.unique(row_of, axis=0, return_index=True, return_inverse=True)
     joint = (weight[:, None, :] * opening_all).transpose(0, 2, 1)  # [C, D, Q]
+    if complaint is not None:
+        joint[:, :, np.arange(len(base.findings)) != base.finding_index[complaint]] = 0.0
+        if not joint.any():
+            raise KnowledgeError(
+                f"complaint {complaint!r}: nobody in {setting or 'any setting'} comes with it, choose a finding that opens consultations"
+            )
+        joint /= joint.sum()
     flat = np.flatnonzero(joint > 0)
     jc, jd, jq = np.unravel_index(flat, joint.shape)
     return Compiled(
@@ -206,6 +221,7 @@ def _compile(base: KnowledgeBase, noise: float, difficulty: float, setting: str 
         noise=noise,
         difficulty=difficulty,
         setting=setting,
+        complaint=complaint,
         num_values=num_values,
         row_of=row_of,
         row_finding=finding_of,
@@ -218,7 +234,8 @@ def _compile(base: KnowledgeBase, noise: float, difficulty: float, setting: str 
         allowed=allowed,
         cost=np.array([f.cost for f in base.findings], np.float32),
         children=_children(base, finding_of, value_of),
-        cell_weight=weight,
+        everyone=everyone,
+        cell_weight=weight if complaint is None else joint.sum(2),
         opening_of=opening_of,
         opening_finding=opening_finding,
         opening_log=_opening_log(weight, opening_all, tables, opening_finding, repeat),

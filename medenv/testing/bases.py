@@ -39,13 +39,18 @@ class Calibration(NamedTuple):
 
 
 def check_base(
-    base: str | KnowledgeBase, noise: float = 0.02, difficulty: float = 0.0, setting: str | None = None, consultations: int = 40_000
+    base: str | KnowledgeBase,
+    noise: float = 0.02,
+    difficulty: float = 0.0,
+    setting: str | None = None,
+    complaint: str | None = None,
+    consultations: int = 40_000,
 ) -> None:
     """A base compiles to sound tables, and the belief on patients sampled from it is calibrated at every turn.
 
-    `noise`, `difficulty`, `setting` as the environments take them. A smaller number of `consultations` is quicker and weaker.
+    `noise`, `difficulty`, `setting`, `complaint` as the environments take them. A smaller number of `consultations` is quicker and weaker.
     """
-    tables = compiled(knowledge_base(base), noise, difficulty, setting)
+    tables = compiled(knowledge_base(base), noise, difficulty, setting, complaint)
     check_tables(tables)
     source = SampledCases(tables, ALL)
     check_cases(SampledCases(tables, "train"), [SampledCases(tables, split) for split in ("validation", "test")])
@@ -70,7 +75,7 @@ def check_tables(tables: Compiled) -> None:
             if not (off < ROUNDING):
                 raise AssertionError(f"cell {cell}, {finding.id}: expected probabilities that sum to 1, saw a sum off by {off:.3g}")
     reached = tables.cell_weight.sum(0)
-    if tables.setting is None:
+    if tables.setting is None and tables.complaint is None:
         missing = [c.id for c, w in zip(tables.base.conditions, reached, strict=True) if w <= 0]
         if missing:
             raise AssertionError(f"expected every condition to occur, saw weight 0 for {missing}")

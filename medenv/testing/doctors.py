@@ -27,6 +27,7 @@ def check_doctor(doctor: Doctor, tables: Compiled, num: int = 24, max_turns: int
         noise=tables.noise,
         difficulty=tables.difficulty,
         setting=tables.setting,
+        complaint=tables.complaint,
         max_turns=max_turns,
         split=ALL,
     )

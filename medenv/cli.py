@@ -210,6 +210,18 @@ def evaluate(
 cli.add_command(train)
 
 
+@cli.command()
+@click.argument("env_id", metavar="[ID]", default="MedConsultText-v0")
+@environment_options
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDR", help="Where to listen; 0.0.0.0: on every network.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, metavar="N", help="0: any that is free.")
+def serve(env_id: str, arguments: dict[str, Any], host: str, port: int) -> None:
+    """Patients over HTTP, spoken to as any chat model is (OpenAI's chat completions)."""
+    from medenv.runs.serve import serve as serve_
+
+    serve_(env_id, arguments, host, port, click.echo)
+
+
 @cli.command(context_settings={"ignore_unknown_options": True})
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="-- COMMAND...")
 @click.option("--address", default="", metavar="http://HOST:8265", help="The cluster's dashboard; default: RAY_API_SERVER_ADDRESS.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ CLUSTER |= {"headGroupSpec", "rayVersion", "workerGroupSpecs", "authOptions"}
 HEAD = {"template", "headService", "enableIngress", "rayStartParams", "serviceType"}
 WORKERS = {"groupName", "replicas", "minReplicas", "maxReplicas", "idleTimeoutSeconds", "rayStartParams", "template", "scaleStrategy"}
 POD = {"containers": {"name", "image", "resources", "volumeMounts"}, "volumes": {"name", "persistentVolumeClaim"}}
-SERVICE = {"image", "environment", "volumes", "shm_size", "init", "build", "command", "ports", "depends_on", "restart"}
+SERVICE = {"image", "environment", "volumes", "shm_size", "init", "build", "command", "ports", "depends_on", "restart", "healthcheck"}
 
 
 def instructions(name: str) -> list[tuple[str, str]]:
@@ -92,15 +94,32 @@ def test_dockerfile__installs_extras_that_there_are(name: str) -> None:
 def test_compose__has_known_keys_and_a_door_for_this_machine_alone() -> None:
     file = yaml.safe_load((DOCKER / "compose.yaml").read_text())
     assert set(file) == {"name", "x-node", "services", "volumes"}
-    for service in file["services"].values():
-        assert set(service) <= SERVICE | {"<<"}
+    for name, service in file["services"].items():
+        assert set(service) <= SERVICE | {"<<"} and set(service.get("depends_on", [])) <= set(file["services"])
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+        if name == "patients":
+            continue
         assert service["environment"]["RAY_AUTH_MODE"] == "token" and ":?" in service["environment"]["RAY_AUTH_TOKEN"]
         assert all(volume.split(":")[0] in file["volumes"] for volume in service["volumes"])
         assert service["command"][:2] == ["ray", "start"] and "--block" in service["command"]
-        assert set(service.get("depends_on", [])) <= set(file["services"])
     head = file["services"]["head"]
     assert (DOCKER / head["build"]["context"] / head["build"]["dockerfile"]).is_file()
-    assert all(port.startswith("127.0.0.1:") for port in head["ports"])
+
+
+def test_compose__patients_are_served_and_healthy() -> None:
+    service = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]["patients"]
+    assert service["ports"] == ["127.0.0.1:8080:8080"] and service["command"][0] == "medenv"
+    kind, python, *check = service["healthcheck"]["test"]
+    assert (kind, python) == ("CMD", "python")
+    words = [{"0.0.0.0": "127.0.0.1", "8080": "0"}.get(word, word) for word in service["command"][1:]]
+    with subprocess.Popen([sys.executable, "-m", "medenv", *words], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        port = process.stdout.readline().split("/v1")[0].rsplit(":", 1)[1]
+        healthy = [sys.executable, *(word.replace(":8080", f":{port}") for word in check)]
+        assert subprocess.run(healthy, timeout=30).returncode == 0
+        process.terminate()
+        assert process.wait(timeout=30) == 0
+    assert subprocess.run(healthy, timeout=30, stderr=subprocess.DEVNULL).returncode == 1
 
 
 @pytest.mark.parametrize("name", MANIFESTS)

@@ -45,8 +45,9 @@ def _training(command: Callable[..., Any]) -> Callable[..., Any]:
 Asked = tuple[tuple[str, ...], dict[str, Any], bool, bool, Path | None]
 
 
-def _read(kind: type | Callable[[str], type], name: str, asked: Asked, small: Mapping[str, Any]) -> tuple[Any, Path]:
-    """The settings that a `train` command was given, and the run's folder. `kind`: their class, or the class by `engine`."""
+def _read(kind: Callable[[str], type], name: str, asked: Asked, small: Mapping[str, Any]) -> tuple[Any, Path]:
+    """The settings that a `train` command was given, and the run's folder. `kind`: their class, by `engine`, imported when called."""
+    from medenv.runs.cluster import LOCAL, check_address
     from medenv.runs.run_directory import saved_settings
     from medenv.runs.settings import read_settings
 
@@ -59,9 +60,29 @@ def _read(kind: type | Callable[[str], type], name: str, asked: Asked, small: Ma
         table |= {key: value} if equals else read_toml(Path(text))
     for key, value in arguments.items():
         table[f"env.{key}"] = value
-    if not isinstance(kind, type):
-        kind = kind(str(table.get("engine", start.get("engine", "torch"))))
-    return read_settings(kind, table, start), folder
+    engine = str(table.get("engine", start.get("engine", "torch")))
+    address = str(table.get("address", ""))
+    if address not in ("", LOCAL) and (name, engine) != ("ppo", "torch"):
+        check_address(address)  # here, before anything heavy is imported
+    return read_settings(kind(engine), table, start), folder
+
+
+def _ppo(engine: str) -> type:
+    from medenv.runs.training import settings_class
+
+    return settings_class(engine)
+
+
+def _sft(engine: str) -> type:
+    from medenv.agents.sft import SFTSettings
+
+    return SFTSettings
+
+
+def _grpo(engine: str) -> type:
+    from medenv.agents.grpo import GRPOSettings
+
+    return GRPOSettings
 
 
 def _trained(folder: Path, final: Mapping[str, Any], as_json: bool, *more: str) -> None:
@@ -86,10 +107,9 @@ def train_ppo(settings: tuple[str, ...], arguments: dict[str, Any], resume: bool
     engine=rllib trains on a Ray cluster, with the further keys of medenv.agents.rllib.RLlibSettings: num_env_runners, num_learners,
     gpus_per_learner, address, …
     """
-    from medenv.runs.training import settings_class
+    chosen, folder = _read(_ppo, "ppo", (settings, arguments, resume, smoke, output), SMOKE)
     from medenv.runs.training import train as train_
 
-    chosen, folder = _read(settings_class, "ppo", (settings, arguments, resume, smoke, output), SMOKE)
     with training_progress(chosen.seconds, chosen.steps) as advance:
         final = train_(chosen, folder, resume=resume, progress=advance)
     _trained(folder, final, as_json)
@@ -103,10 +123,9 @@ def train_sft(settings: tuple[str, ...], arguments: dict[str, Any], resume: bool
     Keys are the fields of medenv.agents.sft.SFTSettings; env.NAME reaches MedConsultText-v0. workers=N trains with Ray (gpus_per_worker=1,
     address=HOST:PORT).
     """
-    from medenv.agents.sft import SFTSettings
+    chosen, folder = _read(_sft, "sft", (settings, arguments, resume, smoke, output), SMOKE_SFT)
     from medenv.runs.finetuning import train as train_
 
-    chosen, folder = _read(SFTSettings, "sft", (settings, arguments, resume, smoke, output), SMOKE_SFT)
     _tell_workers(chosen)
     with training_progress(chosen.seconds, chosen.steps) as advance:
         final = train_(chosen, folder, resume=resume, progress=advance)
@@ -121,14 +140,12 @@ def train_grpo(settings: tuple[str, ...], arguments: dict[str, Any], resume: boo
     Keys are the fields of medenv.agents.grpo.GRPOSettings; env.NAME reaches MedConsultText-v0. workers=N trains with Ray
     (gpus_per_worker=1, address=HOST:PORT). With --smoke and no model, a small one is trained first, beside the run.
     """
-    from medenv.agents.grpo import GRPOSettings
-    from medenv.agents.sft import SFTSettings
+    chosen, folder = _read(_grpo, "grpo", (settings, arguments, resume, smoke, output), SMOKE_GRPO)
     from medenv.runs.finetuning import train as train_
 
-    chosen, folder = _read(GRPOSettings, "grpo", (settings, arguments, resume, smoke, output), SMOKE_GRPO)
     if smoke and not chosen.model:
         start = folder.with_name(f"{folder.name}-start")
-        first, _ = _read(SFTSettings, "sft", ((), arguments, True, True, start), SMOKE_SFT)
+        first, _ = _read(_sft, "sft", ((), arguments, True, True, start), SMOKE_SFT)
         train_(first, start, resume=True)
         chosen.model = str(start)
     _tell_workers(chosen)

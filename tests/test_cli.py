@@ -241,6 +241,18 @@ def test_train__smoke_then_evaluate_and_resume(tmp_path: Path, capsys: pytest.Ca
     assert last_json(capsys.readouterr().out)["brier"] is not None
 
 
+@pytest.mark.parametrize("words", [["ppo", "engine=rllib"], ["sft", "workers=2"], ["grpo", "model=run", "workers=2"]])
+def test_train__address_that_does_not_answer_is_told_before_anything_is_loaded(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("rllib", "sft", "grpo"):
+        monkeypatch.setitem(sys.modules, f"medenv.agents.{name}", None)  # importing it fails
+    assert main(["train", *words, "address=127.0.0.1:1"]) == 2
+    assert "nothing answers at 127.0.0.1:1" in capsys.readouterr().err
+    assert main(["train", *words, "address=nowhere"]) == 2
+    assert "'nowhere' is no address" in capsys.readouterr().err
+
+
 def test_train__shows_return_accuracy_and_questions_in_a_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

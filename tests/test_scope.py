@@ -42,6 +42,12 @@ def test_scope__is_a_base_like_any_other() -> None:
     assert env.num_conditions == 12 and np.unique(env.engine.truth).size > 5
 
 
+def test_scope__of_another_base() -> None:
+    check_base("scope:4:synthetic:9x30", consultations=5_000)
+    assert knowledge_base("scope:4:synthetic:9x30").fingerprint == scope(knowledge_base("synthetic:9x30"), 4).fingerprint
+    assert knowledge_base("scope:3:scope:4:synthetic:9x30").id == "scope-3@0"
+
+
 def test_restricted__keeps_the_parents_of_its_findings() -> None:
     part = restricted(tiny_base(), ["flu", "cold"], "two")
     assert [c.id for c in part.conditions] == ["flu", "cold"] and [f.id for f in part.findings] == ["fever", "cough", "cough_type"]
@@ -49,7 +55,14 @@ def test_restricted__keeps_the_parents_of_its_findings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("scope:1", "from 2 to 106"), ("scope:500", "from 2 to 106"), ("scope:many", "write scope:CONDITIONS")]
+    ("name", "words"),
+    [
+        ("scope:1", "from 2 to 106"),
+        ("scope:500", "from 2 to 106"),
+        ("scope:many", "write scope:CONDITIONS"),
+        ("scope::builtin", "write scope:CONDITIONS"),
+        ("scope:3:synthetic:2x9", "from 2 to 2"),
+    ],
 )
 def test_bad_scope__is_a_clear_error(name: str, words: str) -> None:
     with pytest.raises(KnowledgeError, match=words):

@@ -1,7 +1,8 @@
 """Knowledge bases by name, as the environments and the command line spell them.
 
 `builtin` or `builtin@0` · `ddxplus:DIR` (a DDXPlus release) · `files:DIR` (a base in medenv's own plain-text format) ·
-`synthetic:CONDITIONSxFINDINGS` (invented, for benchmarks and tests) · `scope:CONDITIONS` (the commonest conditions of `builtin`).
+`synthetic:CONDITIONSxFINDINGS` (invented, for benchmarks and tests) · `scope:CONDITIONS` (the commonest conditions of `builtin`) ·
+`scope:CONDITIONS:SOURCE` (of any of these).
 
 Does not cover: cases (`medenv.cases.named`).
 """
@@ -14,7 +15,7 @@ from functools import lru_cache
 from medenv.errors import KnowledgeError, unknown
 from medenv.knowledge.base import KnowledgeBase
 
-KINDS = ("builtin", "ddxplus:DIR", "files:DIR", "synthetic:CONDITIONSxFINDINGS", "scope:CONDITIONS")
+KINDS = ("builtin", "ddxplus:DIR", "files:DIR", "synthetic:CONDITIONSxFINDINGS", "scope:CONDITIONS", "scope:CONDITIONS:SOURCE")
 
 
 def knowledge_base(source: str | KnowledgeBase) -> KnowledgeBase:
@@ -53,10 +54,10 @@ def _load(source: str) -> KnowledgeBase:
             raise KnowledgeError(f"knowledge {source!r}: write synthetic:CONDITIONSxFINDINGS, such as synthetic:12x30")
         return synthetic(int(size[1]), int(size[2]), int(size[3] or 0))
     if kind == "scope" and rest:
-        from medenv.knowledge.files import builtin
         from medenv.knowledge.restricted import scope
 
-        if not rest.isdecimal():
-            raise KnowledgeError(f"knowledge {source!r}: write scope:CONDITIONS, such as scope:12")
-        return scope(builtin(), int(rest))
+        count, _, whole = rest.partition(":")
+        if not count.isdecimal():
+            raise KnowledgeError(f"knowledge {source!r}: write scope:CONDITIONS, such as scope:12, or scope:12:ddxplus:DIR")
+        return scope(_load(whole or "builtin"), int(count))
     raise unknown("knowledge source", source, KINDS)

@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from conftest import strict_base
 from numpy.typing import NDArray
 
 import medenv  # noqa: F401
@@ -18,7 +19,7 @@ from medenv.envs.consult import ConsultEnv
 from medenv.envs.engine import Engine
 from medenv.envs.setup import Setup
 from medenv.envs.vector import ConsultVectorEnv
-from medenv.errors import MedenvError, RewardError
+from medenv.errors import MedenvError, RewardError, RunError
 from medenv.knowledge.base import KnowledgeBase
 from medenv.rewards import contextual
 from medenv.rewards.contextual import ProMed, Shapley
@@ -26,6 +27,7 @@ from medenv.rewards.ledger import NONE, Ledger
 from medenv.rewards.mix import parse_mix
 from medenv.rewards.shapley import shapley_of_game
 from medenv.rewards.shapley_credit import ShapleyCredit, value_of
+from medenv.runs.one_more import one_more
 from medenv.testing import check_environment, difference, recorded_transitions, scripted_actions
 
 SMALL = {"knowledge": "synthetic:9x40", "noise": 0.1}
@@ -344,3 +346,13 @@ def test_credits__need_no_more_than_the_rewards_name() -> None:
     assert isinstance(parse_mix("shapley_credit").terms[0][2], ShapleyCredit)
     env = gym.make("MedConsult-v0", reward="accuracy", **SMALL).unwrapped
     assert isinstance(env, ConsultEnv) and env.engine.ledger is None
+
+
+def test_one_more__an_answer_that_says_nothing_new_is_credited_half_of_what_it_repeats() -> None:
+    (first, second) = one_more({"knowledge": strict_base(), "noise": 0.0}, (1, 2), 50)
+    half = float(np.log(2)) / 2  # a tells the two conditions apart, and so does b, asked after it
+    assert (first["more"], first["consultations"], first["gain"], first["gain_over_cost"], first["credit_over_cost"]) == (1, 50, 0, 0, 1)
+    assert (first["credit"], first["lost"], first["credit_error"]) == pytest.approx((half, half, 0.0), abs=1e-3)
+    assert (second["gain"], second["credit"]) == pytest.approx((0.0, 0.0), abs=1e-3), "c tells nothing at all"
+    with pytest.raises(RunError, match="no consultation has room for 9 further questions"):
+        one_more({"knowledge": strict_base(), "noise": 0.0}, (9,), 5)

@@ -4,6 +4,7 @@
     python -m medenv.runs.experiments ddxplus DIR             greedy and oracle on real DDXPlus test patients; floor, threshold, curve
     python -m medenv.runs.experiments ppo SETTINGS.toml       PPO over seeds beside random and greedy on shared test cases
     python -m medenv.runs.experiments attacks                 attackers against an honest doctor under every reward mix
+    python -m medenv.runs.experiments one-more --data DIR     what one question too many is paid: information gain, Shapley credit
     python -m medenv.runs.experiments hacking                 PPO on rewards without accuracy: does accuracy follow the return?
 
 Each cell is a run or an evaluation in a directory of its own under `runs/`, so an interrupted experiment goes on where it stopped.
@@ -208,6 +209,26 @@ def hacking(settings: Path, output: Path | None, runs: Path, jobs: int) -> None:
     _write(stem, rows, notes, command, "torch")
     _write(stem.with_name(f"{stem.name}_checkpoints"), points, [f"The checkpoints behind {stem.name}.md."], command, "torch")
     plot(curves, stem.with_suffix(".png"))
+
+
+@main.command()
+@click.option("--data", required=True, type=click.Path(path_type=Path, exists=True), help="a DDXPlus release")
+@click.option("--output", default="experiments/ablations", type=click.Path(path_type=Path))
+@click.option("--consultations", default=2000)
+def one_more(data: Path, output: Path, consultations: int) -> None:
+    """Greedy asks on where it could stop: what is the last question paid?"""
+    from medenv.runs.one_more import COST
+    from medenv.runs.one_more import one_more as measure
+
+    bases: dict[str, dict[str, Any]] = {"built-in": {"knowledge": "builtin"}, "DDXPlus": {"knowledge": f"ddxplus:{data}", "noise": 0.0}}
+    rows = [{"environment": name} | row for name, about in bases.items() for row in measure(about, (1, 2, 4, 8), consultations)]
+    notes = [
+        "`greedy` consults until it would diagnose, then asks so many `more` questions, each the best by information gain. Means in nats "
+        f"of the last one, over the consultations of {consultations} validation cases that had room for it: its information gain, its "
+        "Shapley credit, and what the earlier answers lose to it. over_cost: how often it is over "
+        f"{COST:g} nats, which is what a question costs where nats are paid .1 and a question costs .01."
+    ]
+    _write(output / "one_more", rows, notes, "python -m medenv.runs.experiments one-more --data DIR")
 
 
 def _train(name: str, plan: Mapping[str, Any], folders: Sequence[Path], jobs: int) -> None:

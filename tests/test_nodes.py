@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +17,9 @@ ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
 from medenv.agents.rllib import OnRLlib, RLlibSettings  # noqa: E402
+from medenv.runs.checkpoints import COMPLETE  # noqa: E402
 from medenv.runs.cluster import cluster  # noqa: E402
+from medenv.runs.run_directory import read_metrics  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
@@ -58,3 +64,28 @@ def test_node_lost__the_others_play_on_and_a_new_one_takes_its_place(machines: C
             assert told[-1]["runner_restarts"] == 1 and told[-1]["learner_failures"] == 0
         finally:
             learner.close()
+
+
+def test_node_lost_under_ray_train__the_run_goes_on_when_another_is_there(machines: Cluster, tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    from test_finetuning import SFT
+
+    from medenv.runs.finetuning import train
+
+    run, told = tmp_path / "run", list[dict[str, Any]]()
+    more = {"steps": 40, "demonstrations": 64, "evaluate_every": 20, "evaluate_episodes": 4, "checkpoint_every": 2}
+    settings = dataclasses.replace(SFT, workers=2, address=machines.address, **more)
+    with cluster(machines.address, cpus=2):
+        thread = threading.Thread(target=lambda: told.append(train(settings, run)))
+        thread.start()
+        end = time.monotonic() + 120
+        while not (run / "checkpoints" / "checkpoint-2" / COMPLETE).exists():
+            assert time.monotonic() < end and thread.is_alive()
+            time.sleep(0.01)
+        (other,) = machines.worker_nodes
+        machines.remove_node(other, allow_graceful=False)
+        assert thread.is_alive(), "the node was lost too late for what is tested"
+        machines.add_node(num_cpus=1, num_gpus=0)
+        thread.join(150)
+    assert [(line["worker_restarts"], line["update"]) for line in told] == [(1, 40)]
+    assert [line["update"] for line in read_metrics(run / "metrics.jsonl")] == list(range(41))

@@ -225,6 +225,23 @@ def test_weights_that_differ__are_told(start: Path, tmp_path: Path, monkeypatch:
     assert made._same_weights() == 0.5 and hashes[0] != hashes[-1]
 
 
+def test_nodes_that_do_not_come_back__end_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    has = {"CPU": 2.0}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: has)
+    room = ray_train._Room(2, 0)
+    room.look()
+    has["CPU"] = 1.0
+    room.look()
+    assert room.short is not None
+    has["CPU"] = 2.0
+    room.look()
+    assert room.short is None, "another one came"
+    monkeypatch.setattr(ray_train, "PATIENCE", 0.0)
+    has["CPU"] = 1.0
+    with pytest.raises(RunError, match=r"nodes were lost .* asks for 2 CPUs and the cluster has 1.*--resume goes on"):
+        room.look()
+
+
 def test_progress__tells_each_line_once(tmp_path: Path) -> None:
     told: list[int] = []
     tail = ray_train._Tail(tmp_path / "metrics.jsonl", lambda line: told.append(line["update"]), 0)

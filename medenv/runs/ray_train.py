@@ -20,6 +20,7 @@ import shutil
 import socket
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -31,12 +32,13 @@ from ray.train.torch import TorchTrainer
 from medenv.agents.finetuning import Settings
 from medenv.errors import MedenvError, RunError
 from medenv.runs.checkpoints import CHECKPOINTS
-from medenv.runs.cluster import cluster
+from medenv.runs.cluster import cluster, require
 from medenv.runs.finetuning import train_here
 from medenv.runs.run_directory import read_metrics
 
 STATE, TOKEN, TOLD = "ray", "seen_by_workers", "medenv.json"
 LOOK = 0.5  # seconds between looks at the workers and at the metrics
+PATIENCE = 600.0  # seconds that a run waits for nodes in place of those that were lost
 
 Told = Callable[[dict[str, Any]], None]
 
@@ -46,7 +48,7 @@ def train_on_workers(settings: Settings, run: Path, open_run: Callable[[], objec
 
     `open_run` makes the run directory, once the cluster is found to have what the settings ask for. Returns what Ray Train says of the
     last checkpoint: `update`, `checkpoint`, `worker_restarts`. RunError as `cluster` and training raise it, where a worker does not see
-    `run`, and where workers were killed more than `worker_failures` times.
+    `run`, where workers were killed more than `worker_failures` times, and where nodes were lost and none came within PATIENCE.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(LOOK))
     cpus, gpus = settings.threads or 1, settings.gpus_per_worker
@@ -82,7 +84,8 @@ def train_on_workers(settings: Settings, run: Path, open_run: Callable[[], objec
                 worker_runtime_env={} if gpus else {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}},
             ),
         )
-        return _fitted(trainer, settings, _Tail(run / "metrics.jsonl", progress, lines[-1]["update"] if lines else -1))
+        tail = _Tail(run / "metrics.jsonl", progress, lines[-1]["update"] if lines else -1)
+        return _fitted(trainer, settings, tail, _Room(cpus * settings.workers, gpus * settings.workers))
 
 
 def _work(given: dict[str, Any]) -> None:
@@ -147,7 +150,27 @@ class _Tail:
                 self.progress(line)
 
 
-def _fitted(trainer: TorchTrainer, settings: Settings, tail: _Tail) -> ray.train.Result:
+@dataclasses.dataclass
+class _Room:
+    """Ends the wait for nodes that do not come: Ray Train would wait without end."""
+
+    cpus: float
+    gpus: float
+    short: float | None = None  # since when the cluster has too little
+
+    def look(self) -> None:
+        try:
+            require(ray.cluster_resources(), self.cpus, self.gpus)
+            self.short = None
+        except RunError as error:
+            self.short = time.monotonic() if self.short is None else self.short
+            if time.monotonic() - self.short >= PATIENCE:
+                raise RunError(
+                    f"nodes were lost and none came in their place for {PATIENCE:g} s ({error}): --resume goes on, also with fewer workers"
+                ) from error
+
+
+def _fitted(trainer: TorchTrainer, settings: Settings, tail: _Tail, room: _Room) -> ray.train.Result:
     """`trainer.fit()` in a thread: this one tells the progress, and an interrupt ends it as it ends any run."""
     results: list[ray.train.Result] = []
     errors: list[BaseException] = []
@@ -163,6 +186,7 @@ def _fitted(trainer: TorchTrainer, settings: Settings, tail: _Tail) -> ray.train
     while thread.is_alive():
         thread.join(LOOK)
         tail.look()
+        room.look()
     if errors:
         raise _plain(errors[0], settings) from errors[0]
     return results[0]

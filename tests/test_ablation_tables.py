@@ -39,7 +39,9 @@ def test_results__by_hand(found: Outcomes) -> None:
     row = row_of(result_rows(found), "one", "plain")
     # seeds earn .81, .85, .89; greedy earns 1 and random 0; in test all earn .01 less
     assert (row["seeds"], row["return"], row["accuracy"], row["questions"]) == ("3 of 3", 0.85, 0.765, 4.85)
-    assert row["return_ci"] == "0.81 to 0.89" and row["normalised"] == 0.85 and row["safety"] == 0.5
+    assert row["return_ci"] == "0.81 to 0.89" and row["normalised"] == 0.85
+    assert (row["measured_test_cost"], row["test_measured_test_cost"]) == (0.5, 0.5), "a reward of that name is not the tests' cost:"
+    assert row["test_cost"] == 5.85
     assert row["test_return"] == 0.84 and row["test_normalised"] == 0.85
     assert (row["reached"], row["steps_to_90"], row["steps_to_90_ci"]) == ("0 of 3", "never", "never to never")
     row = row_of(result_rows(found), "one", "with, gain")  # .91, .95, .99: .9 lies between 300 and 400, 200 and 300 steps and so on

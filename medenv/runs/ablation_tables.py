@@ -146,6 +146,8 @@ def notes(found: Outcomes) -> list[str]:
         "earns beside it, is of its seed's own validation cases. Columns with test_ are measured once, "
         "after training.",
     ]
+    if plan.measure:
+        out[-1] += f" measured_: means a consultation of `{plan.measure}`, without weights."
     again = [r.get("retries", 0) for r in results]
     if sum(again):
         out += ["", f"Cells that were started again because their worker died: {sum(map(bool, again))} ({sum(again)} times)."]
@@ -204,7 +206,7 @@ def _means(found: Outcomes, environment: str, mix: str, split: str) -> dict[str,
     for key in ("questions", "cost"):
         out[key] = _mean_of([r[split][key] for r in runs])
     names = dict.fromkeys(name for r in runs for name in r[split]["components"])
-    return out | {name: _mean_of([r[split]["components"].get(name) for r in runs]) for name in names}
+    return out | {f"measured_{name}": _mean_of([r[split]["components"].get(name) for r in runs]) for name in names}
 
 
 def _normalised(found: Outcomes, environments: Sequence[str], mix: str, split: str = "validation") -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import medenv
@@ -100,13 +101,13 @@ def words_table(experiments: Path = ROOT / "experiments") -> str:
     return "\n".join(lines)
 
 
-def rewards_table(experiments: Path = ROOT / "experiments") -> str:
-    """What each reward adds to accuracy: `medenv ablate experiments/ablations/rewards.toml`."""
+def rewards_table(experiments: Path = ROOT / "experiments", name: str = "rewards") -> str:
+    """What each reward adds to accuracy: `medenv ablate experiments/ablations/NAME.toml`."""
     lines = [
         "| patients | trained on | steps to 90 % of greedy's return | return, validation | accuracy | questions | return, test |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in _read(experiments / "ablations" / "rewards" / "results.csv"):
+    for row in _read(experiments / "ablations" / name / "results.csv"):
         if row["environment"].startswith("all") or row["mix"] == "random":
             continue
         steps = f"{int(row['steps_to_90']):,}" if row["steps_to_90"].isdigit() else row["steps_to_90"]
@@ -127,6 +128,7 @@ TABLES = {
     "hacking": hacking_table,
     "words": words_table,
     "rewards": rewards_table,
+    "delayed": partial(rewards_table, name="delayed"),
 }
 
 

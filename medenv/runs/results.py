@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -122,7 +122,7 @@ def rewards_table(experiments: Path = ROOT / "experiments", name: str = "rewards
     return "\n".join(lines)
 
 
-TABLES = {
+TABLES: dict[str, Callable[[Path], str]] = {
     "results": results_table,
     "attacks": attacks_table,
     "hacking": hacking_table,

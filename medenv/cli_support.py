@@ -59,6 +59,7 @@ def environment_options(command: Command) -> Command:
         ("--split", {"metavar": "SPLIT", "help": "train, validation, test or all."}),
         ("--reward", {"metavar": "MIX", "help": "Such as 'accuracy + 0.1*information_gain - 0.01*question_cost'."}),
         ("--max-turns", {"type": click.IntRange(min=1), "metavar": "N", "help": "Actions until the consultation ends."}),
+        ("--complaint", {"metavar": "FINDING", "help": "What every patient comes with, such as chest_pain."}),
         ("--noise", {"type": click.FloatRange(0, 0.5), "metavar": "P", "help": "Probability of a misreported answer."}),
     ]
 

@@ -20,7 +20,7 @@ from medenv.envs.engine import Engine
 from medenv.envs.setup import Setup
 from medenv.envs.vector import ConsultVectorEnv
 from medenv.errors import MedenvError, RewardError, RunError
-from medenv.knowledge.base import KnowledgeBase
+from medenv.knowledge.base import Condition, Finding, KnowledgeBase, Link
 from medenv.rewards import contextual
 from medenv.rewards.contextual import ProMed, Shapley
 from medenv.rewards.ledger import NONE, Ledger
@@ -356,3 +356,18 @@ def test_one_more__an_answer_that_says_nothing_new_is_credited_half_of_what_it_r
     assert (second["gain"], second["credit"]) == pytest.approx((0.0, 0.0), abs=1e-3), "c tells nothing at all"
     with pytest.raises(RunError, match="no consultation has room for 9 further questions"):
         one_more({"knowledge": strict_base(), "noise": 0.0}, (9,), 5)
+
+
+def test_one_more__diagnoses_after_the_last_question_whatever_it_said() -> None:
+    """Gain and credit are of one answer: of a single answer the credit is the gain, also where it raised a doubt."""
+    links = [("one", "hello", 1.0), ("two", "hello", 1.0), ("one", "a", 0.3), ("two", "a", 0.6), ("one", "b", 0.3), ("two", "b", 0.58)]
+    base = KnowledgeBase(
+        name="doubt",
+        version=1,
+        conditions=(Condition("one", "One", {"primary": 0.6}, age=(1.0,)), Condition("two", "Two", {"primary": 0.4}, age=(1.0,))),
+        findings=(Finding("hello", "hello", complaint=1.0), Finding("a", "a"), Finding("b", "b")),
+        links=tuple(Link(c, f, {"yes": p}) for c, f, p in links),
+    )
+    (row,) = one_more({"knowledge": base, "noise": 0.0}, (1,), 300, confidence=0.59)  # .6 is enough; a yes to a leaves .57
+    assert row["consultations"] == 300 and row["gain"] > 0.01
+    assert (row["credit"], row["lost"]) == pytest.approx((row["gain"], 0.0), abs=2e-4)

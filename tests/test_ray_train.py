@@ -226,19 +226,23 @@ def test_weights_that_differ__are_told(start: Path, tmp_path: Path, monkeypatch:
 
 
 def test_nodes_that_do_not_come_back__end_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    has = {"CPU": 2.0}
-    monkeypatch.setattr(ray, "cluster_resources", lambda: has)
-    room = ray_train._Room(2, 0)
+    nodes = [2.0, 2.0]
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": sum(nodes)})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": cpus}} for cpus in nodes])
+    room = ray_train._Room(2, 0, 2)
     room.look()
-    has["CPU"] = 1.0
+    nodes.pop()
     room.look()
     assert room.short is not None
-    has["CPU"] = 2.0
+    nodes.append(2.0)
     room.look()
     assert room.short is None, "another one came"
     monkeypatch.setattr(ray_train, "PATIENCE", 0.0)
-    has["CPU"] = 1.0
-    with pytest.raises(RunError, match=r"nodes were lost .* asks for 2 CPUs and the cluster has 1.*--resume goes on"):
+    nodes[:] = [2.0]
+    with pytest.raises(RunError, match=r"nodes were lost .* asks for 4 CPUs and the cluster has 2.*--resume goes on"):
+        room.look()
+    nodes[:] = [1.0] * 4
+    with pytest.raises(RunError, match=r"nodes were lost .* largest machine has 1 CPUs"):
         room.look()
 
 

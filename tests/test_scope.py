@@ -60,6 +60,7 @@ def test_restricted__keeps_the_parents_of_its_findings() -> None:
         ("scope:1", "from 2 to 106"),
         ("scope:500", "from 2 to 106"),
         ("scope:many", "write scope:CONDITIONS"),
+        ("scope:3:", "write scope:CONDITIONS"),
         ("scope::builtin", "write scope:CONDITIONS"),
         ("scope:3:synthetic:2x9", "from 2 to 2"),
     ],

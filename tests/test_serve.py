@@ -116,13 +116,18 @@ BAD: dict[str, tuple[Any, int, str]] = {
     "a seed in words": ({"seed": "one", "messages": []}, 400, "seed is 'one'"),
     "a seed below 0": ({"seed": -1, "messages": []}, 400, "seed is -1"),
     "true": ({"seed": True, "messages": []}, 400, "seed is True"),
-    "a case that is none": ({"case": "abc", "messages": []}, 400, "case"),
-    "a case of another type": ({"case": [1], "messages": []}, 400, "case"),
+    "a case that is none": ({"case": "abc", "messages": []}, 400, "'abc'"),
+    "a case of another type": ({"case": ["0" * 16], "messages": []}, 400, "give a case id as text"),
     "no messages": ({"seed": 1}, 400, "messages is NoneType"),
     "a message that is none": ({"seed": 1, "messages": ["hello"]}, 400, "message 0 is 'hello'"),
     "a role": ({"seed": 1, "messages": [{"role": "doctor", "content": "x"}]}, 400, "give a role of"),
     "no content": ({"seed": 1, "messages": [{"role": "user"}]}, 400, "content of message 0"),
     "a picture": ({"seed": 1, "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "content of message 0"),
+    "a part without text": (
+        {"seed": 1, "messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]},
+        400,
+        "content of message 0",
+    ),
     "twice in a row": ({"seed": 1, "messages": [OPEN, OPEN]}, 400, "messages 1 and the one before it are both user's"),
     "words put into a mouth": (
         {"seed": 1, "messages": [OPEN, {"role": "assistant", "content": "I have flu."}]},
@@ -157,7 +162,7 @@ def test_after_the_end__nothing_is_heard(server: PatientServer) -> None:
 def test_any_text__is_answered(server: PatientServer) -> None:
     opening = call(server, {"seed": 1, "messages": []})[1]["choices"][0]["message"]
     for text in ("", "\ud800 \u0000 \U0001f912", "x" * 50_000):
-        raw = json.dumps({"seed": 1, "messages": [opening, {"role": "user", "content": text.replace(chr(0), "")}]}).encode()
+        raw = json.dumps({"seed": 1, "n": None, "model": None, "messages": [opening, {"role": "user", "content": text}]}).encode()
         assert call(server, raw)[0] == 200
 
 
@@ -165,9 +170,12 @@ def test_http__in_other_ways(server: PatientServer) -> None:
     assert call(server, None, "/nothing", "GET")[0] == 404
     assert call(server, {}, "/v1/completions")[0] == 404
     assert call(server, None, COMPLETIONS, "DELETE")[0] == 501
-    assert call(server, b"", **{"Content-Length": str(LARGEST + 1)})[0] == 413
+    for length in (str(LARGEST + 1), "9" * 5000, "²"):
+        assert call(server, b"", **{"Content-Length": length})[0] in (411, 413)
     with socket.create_connection(("127.0.0.1", server.server_port), timeout=30) as raw:
-        raw.sendall(f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{{".encode())  # and goes away
+        raw.sendall(f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 50\r\n\r\n".encode())
+        assert raw.recv(100).startswith(b"HTTP/1.1 100"), "told to go on before the body is there"
+        raw.sendall(b"{")  # and goes away
     assert call(server, {"seed": 1, "messages": []})[0] == 200
 
 

@@ -69,7 +69,7 @@ class Compiled:
 
     @property
     def name(self) -> str:
-        """What these tables are: base, fingerprint, noise, difficulty, setting."""
+        """What these tables are: base, fingerprint, noise, difficulty, setting, complaint."""
         setting = self.setting or "all settings"
         complaint = f", complaint {self.complaint}" if self.complaint else ""
         return f"{self.base.id} {self.base.fingerprint}, noise {self.noise:g}, difficulty {self.difficulty:g}, {setting}{complaint}"

@@ -56,8 +56,8 @@ def _load(source: str) -> KnowledgeBase:
     if kind == "scope" and rest:
         from medenv.knowledge.restricted import scope
 
-        count, _, whole = rest.partition(":")
-        if not count.isdecimal():
+        count, colon, whole = rest.partition(":")
+        if not count.isdecimal() or (colon and not whole):
             raise KnowledgeError(f"knowledge {source!r}: write scope:CONDITIONS, such as scope:12, or scope:12:ddxplus:DIR")
         return scope(_load(whole or "builtin"), int(count))
     raise unknown("knowledge source", source, KINDS)

@@ -53,9 +53,7 @@ def train_on_workers(settings: Settings, run: Path, open_run: Callable[[], objec
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(LOOK))
     cpus, gpus = settings.threads or 1, settings.gpus_per_worker
     with cluster(settings.address, cpus * settings.workers, gpus * settings.workers):
-        most = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
-        if cpus > most:
-            raise RunError(f"setting threads is {cpus}, and the cluster's largest machine has {most:g} CPUs: give fewer")
+        _require_a_place(cpus)
         open_run()
         state = run.resolve() / STATE
         shutil.rmtree(state, ignore_errors=True)  # of the run before this one
@@ -85,7 +83,14 @@ def train_on_workers(settings: Settings, run: Path, open_run: Callable[[], objec
             ),
         )
         tail = _Tail(run / "metrics.jsonl", progress, lines[-1]["update"] if lines else -1)
-        return _fitted(trainer, settings, tail, _Room(cpus * settings.workers, gpus * settings.workers))
+        return _fitted(trainer, settings, tail, _Room(cpus, gpus, settings.workers))
+
+
+def _require_a_place(cpus: float) -> None:
+    """RunError where no machine of the cluster has room for one worker."""
+    most = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    if cpus > most:
+        raise RunError(f"setting threads is {cpus:g}, and the cluster's largest machine has {most:g} CPUs: give fewer")
 
 
 def _work(given: dict[str, Any]) -> None:
@@ -154,13 +159,15 @@ class _Tail:
 class _Room:
     """Ends the wait for nodes that do not come: Ray Train would wait without end."""
 
-    cpus: float
+    cpus: float  # of a worker
     gpus: float
+    workers: int
     short: float | None = None  # since when the cluster has too little
 
     def look(self) -> None:
         try:
-            require(ray.cluster_resources(), self.cpus, self.gpus)
+            require(ray.cluster_resources(), self.cpus * self.workers, self.gpus * self.workers)
+            _require_a_place(self.cpus)
             self.short = None
         except RunError as error:
             self.short = time.monotonic() if self.short is None else self.short
@@ -186,7 +193,8 @@ def _fitted(trainer: TorchTrainer, settings: Settings, tail: _Tail, room: _Room)
     while thread.is_alive():
         thread.join(LOOK)
         tail.look()
-        room.look()
+        if thread.is_alive():
+            room.look()
     if errors:
         raise _plain(errors[0], settings) from errors[0]
     return results[0]

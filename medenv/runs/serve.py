@@ -11,6 +11,9 @@ first one that nobody has spoken before, gets the opening statement and takes no
 environment tells of the last message (reward, terminated, info; the truth at the end only) and the return so far. `model` may be left out;
 temperature, max_tokens and the like do not apply to patients and are not read; one answer (`n`), never streamed.
 
+Who may see the answers may see the truth at the end and ask the same seed again, so the harness speaks to the server, not the doctor. A
+`case` is met whatever its split.
+
 What can't be understood is answered with 400 and {"error": {"message": ...}}. There is no authentication: patients are simulated, and
 by default only this machine is listened to.
 
@@ -78,7 +81,7 @@ class PatientServer(ThreadingHTTPServer):
 
     def answer(self, body: Any) -> dict[str, Any]:
         """What a request's JSON is answered with."""
-        if isinstance(body, dict) and body.get("model", self.env_id) != self.env_id:
+        if isinstance(body, dict) and body.get("model") not in (None, self.env_id):
             raise unknown("model", str(body["model"]), [self.env_id])
         try:
             env = self.free.pop()
@@ -130,7 +133,9 @@ def _checked(body: Any) -> tuple[int, str | None, list[tuple[str, str]]]:
         raise CaseError("a request needs seed (an integer) or case (a case id), not both: it names the patient")
     if seed is not None and (type(seed) is not int or seed < 0):
         raise CaseError(f"seed is {seed!r}: give an integer of at least 0")
-    if body.get("stream") or body.get("n", 1) != 1:
+    if case is not None and not isinstance(case, str):
+        raise CaseError(f"case is {case!r:.80}: give a case id as text")
+    if body.get("stream") or body.get("n") not in (None, 1):
         raise CaseError("one answer, never streamed: leave out stream and n")
     messages = body.get("messages")
     if not isinstance(messages, list):
@@ -143,8 +148,9 @@ def _message(place: int, message: Any) -> tuple[str, str]:
         raise CaseError(f"message {place} is {message!r:.80}: give a role of {', '.join(ROLES)}, and content")
     content = message.get("content")
     if isinstance(content, list):  # OpenAI's parts
-        content = "".join(p.get("text", "") if isinstance(p, dict) and p.get("type") == "text" else "\0" for p in content)
-    if not isinstance(content, str) or "\0" in content:
+        texts = [p["text"] for p in content if isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str)]
+        content = "".join(texts) if len(texts) == len(content) else None
+    if not isinstance(content, str):
         raise CaseError(f"the content of message {place} is no text: patients read nothing else")
     return message["role"], content
 
@@ -161,18 +167,19 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Health and models."""
+        self.close_connection |= "Content-Length" in self.headers  # a body that nobody reads
         if self.path == "/health":
-            self._send(200, {"ok": True, "medenv": medenv.__version__})
+            self._send(200, _json({"ok": True, "medenv": medenv.__version__}))
         elif self.path == "/v1/models":
             model = {"id": self.server.env_id, "object": "model", "created": 0, "owned_by": "medenv"}
-            self._send(200, {"object": "list", "data": [model]})
+            self._send(200, _json({"object": "list", "data": [model]}))
         else:
             self._wrong(404, f"no {self.path} here: POST /v1/chat/completions, GET /v1/models, GET /health")
 
     def do_POST(self) -> None:
         """A patient's next message."""
         length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or int(length) > LARGEST:
+        if not (length.isascii() and length.isdecimal()) or len(length) > len(str(LARGEST)) or int(length) > LARGEST:
             self.close_connection = True  # what it has to say was not read
             self._wrong(413 if length.isdecimal() else 411, f"a request needs a Content-Length of at most {LARGEST} bytes")
             return
@@ -186,7 +193,7 @@ class Handler(BaseHTTPRequestHandler):
             self._wrong(400, f"the request is not JSON ({error})")
             return
         try:
-            found = self.server.answer(body)
+            found = _json(self.server.answer(body))
         except MedenvError as error:
             self._wrong(400, str(error))
         except Exception:
@@ -194,6 +201,12 @@ class Handler(BaseHTTPRequestHandler):
             self._wrong(500, "the server failed: its log says why")
         else:
             self._send(200, found)
+
+    def handle_expect_100(self) -> bool:
+        """At once: in the buffer, the leave to go on would wait for the body that waits for it."""
+        super().handle_expect_100()
+        self.wfile.flush()
+        return True
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What the base class refuses, in the same form."""
@@ -204,10 +217,10 @@ class Handler(BaseHTTPRequestHandler):
         """Silent: a line for each turn of each consultation helps nobody."""
 
     def _wrong(self, code: int, message: str) -> None:
-        self._send(code, {"error": {"message": message, "type": "invalid_request_error" if code < 500 else "server_error", "code": code}})
+        kind = "invalid_request_error" if code < 500 else "server_error"
+        self._send(code, _json({"error": {"message": message, "type": kind, "code": code}}))
 
-    def _send(self, code: int, content: Mapping[str, Any]) -> None:
-        raw = json.dumps(content, ensure_ascii=False, allow_nan=False, default=_plain).encode("utf-8", "backslashreplace")
+    def _send(self, code: int, raw: bytes) -> None:
         self.send_response(code)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(raw)))
@@ -215,6 +228,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(raw)
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, default=_plain).encode("utf-8", "backslashreplace")
 
 
 def _plain(value: Any) -> Any:

@@ -238,6 +238,8 @@ def test_command__exit_codes_and_json(tmp_path: Path, in_process: None, capsys: 
         ("seeds = [0, 1, 2]", "seeds = [1, 1]", "give a list of different integers"),
         ("front = true", "fornt = true", "unknown key 'fornt'; did you mean 'front'?"),
         ('baseline = "plain"', 'baseline = "plane"', "unknown baseline 'plane'; did you mean 'plain'?"),
+        ('baseline = "plain"', 'baseline = ["plain", "plane"]', "unknown baseline 'plane'"),
+        ('baseline = "plain"', "baseline = []", "unknown baseline '[]'"),
         ('plain = "accuracy"', 'plain = "acuracy"', "did you mean 'accuracy'?"),
         ('plain = "accuracy"', 'plain = "accuracy"\nplain = "accuracy"', "is not TOML"),
         ('"synthetic:8x16"\nnoise', '"synthetic:8by16"\nnoise', "synthetic:8by16"),

@@ -59,6 +59,15 @@ def test_comparisons__by_hand(found: Outcomes) -> None:
     assert rows[0]["return_difference"] == 0.1 and rows[0]["test_normalised_difference"] == 0.1 and "return_difference" not in rows[2]
 
 
+def test_comparisons__of_several_baselines_each_with_those_after_it(tmp_path: Path) -> None:
+    mixes = PLAN.replace('baseline = "plain"', 'baseline = ["plain", "with, gain"]') + 'third = "log_score"\n'
+    plan = read_plan(write_plan(tmp_path, mixes))
+    rows = comparison_rows(Outcomes(plan, {name_of(c): invented(c) for c in plan.cells()}))
+    pairs = [("with, gain", "plain"), ("third", "plain"), ("third", "with, gain")]
+    assert [(r["mix"], r["baseline"]) for r in rows] == 3 * pairs
+    assert [r["return_difference"] for r in rows[:3]] == [0.1, 0.05, -0.05]
+
+
 def test_steps_to_the_target__are_against_greedy_on_the_curves_own_cases(found: Outcomes) -> None:
     easy = {k: r | {"greedy": 0.5} if r["trainer"] == "ppo" else r for k, r in found.results.items()}
     row = row_of(result_rows(Outcomes(found.plan, easy)), "one", "plain")  # .81, .85, .89 at the end, .45 between 100 and 200 steps

@@ -117,10 +117,11 @@ def result_rows(found: Outcomes) -> Rows:
 
 
 def comparison_rows(found: Outcomes) -> Rows:
-    """Every mix but the baseline beside it, in each environment, and over all where there are several."""
+    """Every mix beside each baseline but itself and those before it, in each environment, and over all where there are several."""
     plan = found.plan
     places = [[e] for e in plan.environments] + ([list(plan.environments)] if len(plan.environments) > 1 else [])
-    return [_comparison_row(found, place, mix) for place in places for mix in plan.mixes if mix != plan.baseline]
+    pairs = [(mix, base) for k, base in enumerate(plan.baseline) for mix in plan.mixes if mix not in plan.baseline[: k + 1]]
+    return [_comparison_row(found, place, mix, base) for place in places for mix, base in pairs]
 
 
 def unfinished(found: Outcomes) -> list[str]:
@@ -159,7 +160,8 @@ def notes(found: Outcomes) -> list[str]:
 def comparison_notes(found: Outcomes) -> list[str]:
     """What stands above the comparisons."""
     return [
-        f"Every mix beside the baseline, {found.plan.baseline}. Differences are means over seeds, intervals as in `results.md`. "
+        f"Every mix beside the baseline, {', then '.join(found.plan.baseline)}. "
+        "Differences are means over seeds, intervals as in `results.md`. "
         "improvement: the probability that a run of the mix earns more than a run of the baseline, a tie counting half. faster: that it "
         "reaches 90 % of greedy's return in fewer steps, two that never do being a tie. An interval of 0 to 0 or 1 to 1 says that every "
         "run of one lies above every run of the other, not that other seeds could not differ. Intervals are not corrected for the "
@@ -214,8 +216,8 @@ def _normalised(found: Outcomes, environments: Sequence[str], mix: str, split: s
     return _with_interval("normalised", scores, mean) | _with_interval("normalised_iqm", scores, iqm)
 
 
-def _comparison_row(found: Outcomes, environments: Sequence[str], mix: str) -> dict[str, Any]:
-    one, base = len(environments) == 1, found.plan.baseline
+def _comparison_row(found: Outcomes, environments: Sequence[str], mix: str, base: str) -> dict[str, Any]:
+    one = len(environments) == 1
     row: dict[str, Any] = {"environment": environments[0] if one else ALL, "mix": mix, "baseline": base}
     row["seeds"] = " and ".join(str(sum(len(found.runs(e, m)) for e in environments)) for m in (mix, base))
     for split in SPLITS:

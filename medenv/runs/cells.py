@@ -7,7 +7,7 @@ A plan is a TOML file:
     seeds = [0, 1, 2, 3, 4]
     episodes = 2000                       # consultations of each final evaluation, on validation and on test cases
     judge = "accuracy - 0.01*question_cost"   # what every arm is measured by, whatever it was trained on
-    baseline = "accuracy only"            # the mix that the others are compared with
+    baseline = "accuracy only"            # the mix that the others are compared with; of several, each with those that come after it
     measure = "safety + test_cost"        # optional: rewards whose unweighted means are reported of the final policy
     front = false                         # draw accuracy against cost
 
@@ -100,7 +100,7 @@ class Plan:
     seeds: list[int]
     episodes: int
     judge: str
-    baseline: str
+    baseline: list[str]
     environments: dict[str, dict[str, Any]]
     mixes: dict[str, dict[str, Any]]
     settings: dict[str, Any]
@@ -155,6 +155,8 @@ def read_plan(path: Path, data: str | None = None) -> Plan:
     if missing:
         raise RunError(f"{path}: {', '.join(missing)} missing: see the head of medenv/runs/cells.py for the form")
     table["mixes"] = {k: {"reward": v} if isinstance(v, str) else v for k, v in table["mixes"].items()}
+    if isinstance(table["baseline"], str):
+        table["baseline"] = [table["baseline"]]
     plan = Plan(**table)
     _check(plan, path)
     return plan
@@ -171,8 +173,9 @@ def _check(plan: Plan, path: Path) -> None:
     for name in ("environments", "mixes"):
         if not getattr(plan, name):
             raise RunError(f"{path}: no {name}: give at least one")
-    if plan.baseline not in plan.mixes:
-        raise RunError(f"{path}: {unknown('baseline', plan.baseline, plan.mixes)}")
+    for base in plan.baseline if isinstance(plan.baseline, list) and plan.baseline else [plan.baseline]:
+        if base not in list(plan.mixes):
+            raise RunError(f"{path}: {unknown('baseline', str(base), plan.mixes)}")
     for name, about in plan.mixes.items():
         if name in REFERENCES or set(about) - {"reward", "settings"} or not isinstance(about.get("reward"), str):
             raise RunError(f"{path}: mix {name!r} is {about!r}: give a mix as text, or a table of reward and settings, and another name")

@@ -29,7 +29,7 @@ World = tuple[int, tuple[int, ...]]  # opening, then one value per finding (-1: 
 
 
 class Enumeration:
-    """Every patient that a base of one setting can make, with its probability: written from DESIGN's words, not from the tables."""
+    """Every patient that a base of one setting can make, with its probability: written from the definitions, not from the tables."""
 
     def __init__(self, base: KnowledgeBase, noise: float) -> None:
         self.base, self.noise = base, noise

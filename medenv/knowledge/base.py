@@ -1,7 +1,7 @@
 """What the simulator knows: conditions, findings, and how often one shows the other.
 
 `KnowledgeBase` is plain, frozen data, checked when it is made; `medenv.knowledge.compiled` turns it into arrays once.
-The words are those of DESIGN: a *condition* can be diagnosed, a *finding* can be asked, a *link* is P(value | condition).
+Words: a *condition* can be diagnosed, a *finding* can be asked, a *link* is P(value | condition).
 
 Does not cover: reading files (`files`, `ddxplus`), nor anything that draws a patient (`medenv.cases`).
 """

@@ -122,7 +122,7 @@ def asking(doctor: Doctor, setup: Setup) -> Choose:
     def choose(observation: Observation, who: NDArray[np.intp], turn: int) -> Choice:
         try:
             return _checked(*doctor.act(observation), len(who), setup.num_conditions)
-        except Exception as error:  # a doctor is foreign code: whatever it raises is data, see DESIGN invariant 3
+        except Exception as error:  # a doctor is foreign code: whatever it raises is data, never a score
             if len(who) == 1:
                 return Choice(np.zeros(1, np.int64), None, {0: f"{type(error).__name__}: {error}"})
         parts = [choose({k: v[i : i + 1] for k, v in observation.items()}, who[i : i + 1], turn) for i in range(len(who))]

@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MANY = 60  # names that an error lists
+
 
 class MedenvError(ValueError):
     """Base of every error that medenv raises on purpose. The command line prints it as one line and exits with code 2."""
@@ -42,7 +44,7 @@ class UnknownName(MedenvError):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownName:
-    """The error for an unknown name, with the closest known one.
+    """The error for an unknown name, with the closest known one, and all that are known where a reader can take them in (MANY).
 
     >>> str(unknown("agent", "gredy", ["random", "greedy"]))
     "unknown agent 'gredy'; did you mean 'greedy'? (known: greedy, random)"
@@ -50,4 +52,5 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownName:
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return UnknownName(f"unknown {kind} {name!r}{hint} (known: {', '.join(names)})")
+    told = ", ".join(names) if len(names) <= MANY else f"{len(names)} names, such as {', '.join(names[:: len(names) // 5])}"
+    return UnknownName(f"unknown {kind} {name!r}{hint} (known: {told})")

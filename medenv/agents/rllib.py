@@ -8,6 +8,7 @@ Does not cover: run directories and budgets (`medenv.runs.training`), the cluste
 from __future__ import annotations
 
 import contextlib
+import logging
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -123,6 +124,7 @@ class OnRLlib:
 
 def build(settings: RLlibSettings, architecture: Architecture) -> ConsultPPO:
     """The algorithm, its runners and learners started. Ray must be connected."""
+    logging.getLogger("ray.rllib.algorithms.algorithm_config").setLevel(logging.ERROR)  # it warns that its new API stack is in use
     runners = max(1, settings.num_env_runners)
     shared = {f.name: getattr(settings, f.name) for f in fields(PPOSettings)}
     space = gym.spaces.Box(0.0, 1.0, (1,), np.float32)

@@ -102,6 +102,8 @@ class ConsultEnv(Names, gym.Env[dict[str, Any], np.int64]):
     * v0: first version; may change until release 0.1.0, each time with a line here.
     * v0, next: the findings of `builtin@0` have money, delay and invasiveness: another fingerprint, the same patients and probabilities.
     * v0, next: an argument `complaint`; without it nothing changes.
+    * v0, next: the default mix is as it was. Shapley credit in the place of information gain ends lower or is not told from it (README,
+      *Which reward?*).
     """
 
     metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 2}

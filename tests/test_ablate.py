@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -22,7 +23,7 @@ pytest.importorskip("ray")
 from medenv.cli import main
 from medenv.errors import RunError
 from medenv.runs import ablate as module
-from medenv.runs.ablate import ablate, selected
+from medenv.runs.ablate import _at_most, ablate, selected
 from medenv.runs.cells import Cell, Result, read_plan
 from medenv.runs.cluster import cluster
 
@@ -111,6 +112,13 @@ def test_failed_and_stalled_cells__are_missing_and_the_rest_is_done(tmp_path: Pa
     done, found = ablate(write_plan(tmp_path), out, run=by_value(run))
     assert (done.cached, done.ran) == (13, 3) and found is not None and not found.missing
     assert "Unfinished" not in (out / "results.md").read_text() and [p.name for p in (out / "work").iterdir()] == ["lock"]
+
+
+def test_time_out__is_no_doctors_mistake() -> None:
+    with pytest.raises(RunError, match=r"longer than its time-out of 0\.2 s"), _at_most(0.2):
+        while True:
+            with contextlib.suppress(Exception):  # as consultations go on after what a doctor raises
+                time.sleep(5)
 
 
 @pytest.mark.slow

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from ablation_fixture import PLAN, invented, write_plan
 
+from medenv.errors import RunError
 from medenv.notice import NOTICE
-from medenv.runs.ablate import report, write_report
+from medenv.runs.ablate import report, write_cells, write_report
 from medenv.runs.ablation_plots import pareto
 from medenv.runs.ablation_tables import ALL, Outcomes, comparison_rows, name_of, result_rows, unfinished
 from medenv.runs.cells import Plan, read_plan
@@ -56,7 +57,15 @@ def test_comparisons__by_hand(found: Outcomes) -> None:
     rows = comparison_rows(found)
     assert [(r["environment"], r["mix"]) for r in rows] == [("one", "with, gain"), ("two", "with, gain"), (ALL, "with, gain")]
     assert all(r["improvement"] == 1.0 and r["faster"] == 1.0 and r["improvement_ci"] == "1.0 to 1.0" for r in rows)
+    assert rows[0]["return_difference_ci"] == "0.1 to 0.1", "seed by seed the arms are .1 apart"
+    assert rows[0]["measured_test_cost_difference"] == 0.0 and "measured_test_cost_difference" not in rows[2]
     assert rows[0]["return_difference"] == 0.1 and rows[0]["test_normalised_difference"] == 0.1 and "return_difference" not in rows[2]
+
+
+def test_comparisons__are_of_the_seeds_that_both_have(found: Outcomes) -> None:
+    some = {k: v for k, v in found.results.items() if k not in {("one", "plain", 0), ("one", "with, gain", 2)}}  # .85, .89 and .91, .95
+    row = comparison_rows(Outcomes(found.plan, some))[0]
+    assert (row["return_difference"], row["seeds"], row["return_difference_ci"]) == (0.1, "2 and 2", None)
 
 
 def test_comparisons__of_several_baselines_each_with_those_after_it(tmp_path: Path) -> None:
@@ -126,6 +135,7 @@ def test_report__is_one_page_that_asks_no_other_place(found: Outcomes, tmp_path:
 
 def test_report__again_from_the_committed_results_is_the_same(found: Outcomes, plan: Plan, tmp_path: Path, monkeypatch: Any) -> None:
     write_report(found, tmp_path, f"medenv ablate {(tmp_path / 'plan.toml').as_posix()}")
+    write_cells(found, tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     (tmp_path / "results.csv").unlink()
     report(tmp_path / "plan.toml", tmp_path)
@@ -133,11 +143,31 @@ def test_report__again_from_the_committed_results_is_the_same(found: Outcomes, p
     monkeypatch.setattr("medenv.runs.ablation_plots.pictures", lambda found: {})
     monkeypatch.setattr("medenv.__version__", "99.0")  # of another version: told, not hidden
     again = report(tmp_path / "plan.toml", tmp_path)
-    assert (
-        not again.missing and again.other_keys == 16 and "16 results were made by another version" in (tmp_path / "results.md").read_text()
-    )
+    assert not again.missing and again.other_keys == 16 and "16 results are of another version" in (tmp_path / "results.md").read_text()
     write_plan(tmp_path, PLAN.replace("0.1*information_gain", "0.2*information_gain"))  # another reward: not these results
     assert len(report(tmp_path / "plan.toml", tmp_path).missing) == 6
+
+
+def test_report__of_another_plan_leaves_the_results_alone(found: Outcomes, tmp_path: Path) -> None:
+    write_cells(found, tmp_path)
+    before = (tmp_path / "cells.jsonl").read_bytes()
+    write_plan(tmp_path, PLAN.replace("[0, 1, 2]", "[1]"))
+    assert not report(tmp_path / "plan.toml", tmp_path).missing and (tmp_path / "cells.jsonl").read_bytes() == before
+    few = {k: v for k, v in found.results.items() if k[2] == 1}
+    write_cells(Outcomes(found.plan, few), tmp_path)  # as an ablation of that plan does: the others go aside
+    assert len((tmp_path / "cells.jsonl").read_text().splitlines()) == 4 and len(list((tmp_path / "cells").iterdir())) == 12
+    assert not report(write_plan(tmp_path), tmp_path).missing
+
+
+def test_report__without_the_base_knows_results_of_other_settings(found: Outcomes, tmp_path: Path, monkeypatch: Any) -> None:
+    write_cells(found, tmp_path)
+
+    def gone(knowledge: str) -> str:
+        raise RunError(f"{knowledge} can't be read")
+
+    monkeypatch.setattr("medenv.runs.cells._fingerprint", gone)
+    assert report(write_plan(tmp_path), tmp_path).other_keys == 0
+    assert report(write_plan(tmp_path, PLAN.replace("settings.steps = 64", "settings.steps = 65")), tmp_path).other_keys == 12
 
 
 def test_pareto__keeps_what_no_other_beats() -> None:

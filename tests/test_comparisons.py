@@ -14,7 +14,6 @@ from rliable_fixture import FILE, THRESHOLDS, scores
 
 from medenv.errors import MedenvError
 from medenv.runs.comparisons import (
-    difference_interval,
     first_reach,
     improvement_interval,
     interquartile_mean,
@@ -22,6 +21,7 @@ from medenv.runs.comparisons import (
     mean,
     median_time,
     median_time_interval,
+    paired_interval,
     performance_profile,
     probability_of_improvement,
     profile_band,
@@ -81,7 +81,36 @@ def test_intervals__are_ordered_and_within_the_runs(strata: list[list[float]]) -
         interval = stratified_interval(statistic, strata, resamples=100)
         assert interval is not None
         assert min(map(min, strata)) - 1e-9 <= interval[0] <= interval[1] <= max(map(max, strata)) + 1e-9
-    assert difference_interval(mean, strata, [[v + 1 for v in s] for s in strata], resamples=100)[1] <= 20  # type: ignore[index]
+
+
+@given(st.lists(st.tuples(st.floats(-10, 10), st.floats(-10, 10)), min_size=2, max_size=7))
+def test_paired_interval__equals_scipys_of_one_environment(pairs: list[tuple[float, float]]) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    x, y = np.array(pairs).T
+    found = paired_interval([x], [y])
+    assert found is not None
+    if np.ptp(x - y) < 1e-6:
+        assert found == pytest.approx([np.mean(x - y)] * 2, abs=1e-5)
+    else:
+        assert found == pytest.approx(tuple(stats.ttest_rel(x, y).confidence_interval(0.95)), abs=1e-9)
+
+
+def test_paired_interval__over_environments_is_welchs() -> None:
+    # the mean of two independent paired differences: Welch's interval of d1 - (-d2), halved
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.Generator(np.random.PCG64(3))
+    x, y = [rng.normal(size=5), rng.normal(size=3)], [rng.normal(size=5), rng.normal(size=3)]
+    welch = stats.ttest_ind(x[0] - y[0], -(x[1] - y[1]), equal_var=False).confidence_interval(0.95)
+    assert paired_interval(x, y) == pytest.approx((welch[0] / 2, welch[1] / 2))
+
+
+def test_paired_interval__is_of_pairs() -> None:
+    hard = np.array([0.0, 10.0, 20.0])  # seeds differ by much, arms of a seed by little
+    assert paired_interval([hard], [hard]) == (0.0, 0.0)
+    low, high = paired_interval([hard + np.array([0.9, 1.0, 1.1])], [hard]) or (0, 0)
+    assert 0.7 < low < 1.0 < high < 1.3
+    with pytest.raises(MedenvError, match=r"got \[3\] and \[2\]"):
+        paired_interval([hard], [hard[:2]])
 
 
 def test_strata__are_resampled_apart() -> None:
@@ -96,10 +125,19 @@ def test_intervals__cover_as_often_as_they_say() -> None:
     assert 0.86 <= np.mean(hit) <= 0.98
 
 
+def test_intervals_of_five_runs__cover_as_often_as_is_told() -> None:
+    rng = np.random.Generator(np.random.PCG64(6))
+    x, y = rng.normal(size=(1000, 1, 5)), rng.normal(size=(1000, 1, 5))
+    percentile = [stratified_interval(mean, a, k, 300) or (1, 1) for k, a in enumerate(x)]
+    paired = [paired_interval(a, b) or (1, 1) for a, b in zip(x, y, strict=True)]
+    shares = [np.mean([low <= 0 <= high for low, high in each]) for each in (percentile, paired)]
+    assert 0.80 <= shares[0] <= 0.86 and 0.935 <= shares[1] <= 0.965  # 83 and 95 times in 100, and chance
+
+
 def test_one_run__has_no_interval() -> None:
     one, two = [[1.0]], [[1.0, 2.0]]
     assert stratified_interval(mean, one) is None and profile_band(one, [0.0]) is None and median_time_interval([3.0]) is None
-    assert improvement_interval(one, two) is None and difference_interval(mean, two, one) is None
+    assert improvement_interval(one, two) is None and paired_interval(one, one) is None
 
 
 def test_first_reach__lies_between_checkpoints() -> None:

@@ -450,6 +450,14 @@ def test_trackers__get_every_line(sft_run: Path, tmp_path: Path, monkeypatch: py
     assert list((tmp_path / "run" / "tensorboard").iterdir()) and list((tmp_path / "run" / "wandb").glob("offline-run-*"))
 
 
+def test_judge__scores_validation_and_nothing_else(grpo_run: Path, sft_run: Path, tmp_path: Path) -> None:
+    train(grpo(sft_run, judge="accuracy"), tmp_path / "run")
+    judged, own = (read_metrics(run / "metrics.jsonl") for run in (tmp_path / "run", grpo_run))
+    assert [r["validation_return"] for r in (judged[0], judged[3])] == [r["validation_accuracy"] for r in (own[0], own[3])]
+    assert own[3]["validation_return"] != own[3]["validation_accuracy"]
+    assert [r["return"] for r in judged[1:]] == [r["return"] for r in own[1:]]
+
+
 def test_several_minibatches__clip(sft_run: Path, tmp_path: Path) -> None:
     train(grpo(sft_run, minibatches=2, steps=4, checkpoint_every=2, learning_rate=3e-3, beta=0.02), tmp_path / "run")
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
@@ -495,6 +503,7 @@ def test_vllm__a_stand_in_of_its_interface_writes_the_consultations(trainer: Con
         ({"learning_rate": -1.0}, "setting learning_rate is -1.0"),
         ({"env": {**ENV, "split": "test"}}, "training uses train"),
         ({"env": {**ENV, "reward": "accuracy + brier_score"}}, "gives none"),
+        ({"judge": "accuracy + brier_score"}, "gives none"),
         ({"env": {**ENV, "knowledge": "scope:6"}}, "was trained for"),
         ({"model": ""}, "setting model is empty"),
         ({"model": "/no/such/place"}, "there is no such directory"),

@@ -170,6 +170,16 @@ def test_directory__too_large_names_what_is(package: Path, monkeypatch: pytest.M
     assert check_directory(package, False, [*EXCLUDES, "/big"])
 
 
+@pytest.mark.parametrize("pattern", ["big", "/big", "big/", "/big/", "big/*", "**/big", "big/file", "f[i]le", "**/big/file", "!no", "ig"])
+def test_excludes__are_those_of_a_gitignore(package: Path, pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "LIMIT", 2001)  # medenv's two files, and not big/file
+    if pattern in ("!no", "ig"):
+        with pytest.raises(RunError, match="would upload"):
+            check_directory(package, False, [*EXCLUDES, pattern])
+    else:
+        check_directory(package, False, [*EXCLUDES, pattern])
+
+
 def test_directory__links_are_left_out_wherever_they_are(package: Path) -> None:
     assert check_directory(package, False, EXCLUDES) == [*EXCLUDES, "/medenv/loop"]
     assert "/agents" in check_directory(package, False, [])

@@ -124,17 +124,17 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available())
 
 
-def make_room(settings: Settings, split: str) -> Room:
-    """The consultations of one split that the settings ask for. RunError for an unknown argument."""
+def make_room(settings: Settings, split: str, judge: str = "") -> Room:
+    """The consultations of one split that the settings ask for; `judge`: another reward mix. RunError for an unknown argument."""
     allowed = [*(n for n in inspect.signature(Setup).parameters if n != "split"), "format", "max_chars"]
     for name in settings.env:
         if name not in allowed:
             why = "; training uses train, validation uses validation" if name == "split" else ""
             raise RunError(f"{unknown('environment argument', name, allowed)}{why}")
-    room = Room(settings.env, split)
+    room = Room(settings.env | ({"reward": judge} if judge else {}), split)
     if room.setup.rewards.needs_differential:
         names = ", ".join(room.setup.rewards.needs_differential)
-        raise RunError(f"{names} scores a differential, and a doctor in words gives none: leave it out of env.reward")
+        raise RunError(f"{names} scores a differential, and a doctor in words gives none: leave it out of the mix")
     return room
 
 

@@ -58,6 +58,7 @@ class GRPOSettings(Settings):
     credit_weight: float = 0.5  # of a question's own part beside the outcome, both in standard deviations
     diagnosis_weight: float = 4.0  # of a diagnosis's own part, likewise (it has few tokens), where training sees expected accuracy
     expected_accuracy: bool = True  # learn from belief[diagnosis] instead of 0 or 1, where the mix pays accuracy
+    judge: str = ""  # reward mix that validation is scored with, where several trainings are compared; empty: the environment's own
     temperature: float = 1.0  # of the rollouts
     top_p: float = 1.0  # of the rollouts
     minibatches: int = 1  # updates from each batch; with one every update is on policy

@@ -24,6 +24,7 @@ import json
 import shutil
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -83,6 +84,7 @@ def ablate(
         if only:
             return done, None
         found = outcomes(plan, output, done.causes, any_version=False)
+        write_cells(found, output)
         write_report(found, output, command(config, data))
         if not found.missing:
             _clear(output / "work")
@@ -128,19 +130,23 @@ def selected(plan: Plan, only: Sequence[str]) -> list[Cell]:
 
 
 def outcomes(plan: Plan, output: Path, causes: Mapping[Name, str], any_version: bool) -> Outcomes:
-    """The plan's results in `output`: by key; with `any_version` else by names and reward, which is then counted in `other_keys`."""
+    """The plan's results in `output`: by key; with `any_version` else by names and reward, which is then counted in `other_keys`.
+
+    Where a base can't be read, the key without it and the environment's name stand for the key.
+    """
     by_key = read_results(output)
+    by_rest = {(r["environment"], r["key_without_base"]): r for r in by_key.values() if "key_without_base" in r}
     by_name = {(r["environment"], r["mix"], r["seed"]): r for r in by_key.values()}
     results: dict[Name, Result] = {}
     others = 0
     for cell in plan.cells():
         key, name = _key(cell), name_of(cell)
-        result = by_key.get(key or "")
+        result = by_rest.get((cell.environment, cell.key_without_base)) if key is None else by_key.get(key)
         if result is None and any_version:
             result = by_name.get(name)
             if result is not None and (result["reward"], result["trainer"]) != (cell.reward, cell.trainer):
                 result = None
-            others += result is not None and key is not None
+            others += result is not None
         if result is not None:
             results[name] = {**result, "environment": cell.environment, "mix": cell.mix, "seed": cell.seed}
     return Outcomes(plan, results, causes, others)
@@ -162,11 +168,9 @@ def read_results(output: Path) -> dict[str, Result]:
 
 
 def write_report(found: Outcomes, output: Path, made_by: str) -> None:
-    """Everything that is made of results. Byte for byte the same for the same results. RunError for a full disk."""
+    """Everything that is made of results, which stay as they are. Byte for byte the same for the same results. RunError for a full disk."""
     from medenv.runs.ablation_report import page
 
-    here = [found.results[name] for name in map(name_of, found.plan.cells()) if name in found.results]
-    write_atomically(output / "cells.jsonl", "".join(_line(r) for r in here), KEPT)
     tables = {"results": (result_rows(found), notes(found)), "comparisons": (comparison_rows(found), comparison_notes(found))}
     made = sources(found, made_by)
     for name, (rows, above) in tables.items():
@@ -179,6 +183,14 @@ def write_report(found: Outcomes, output: Path, made_by: str) -> None:
         for name, png in drawn.items():
             write_atomically(output / f"{name}.png", png, KEPT)
     write_atomically(output / "report.html", page(found, tables, drawn, made), KEPT)
+
+
+def write_cells(found: Outcomes, output: Path) -> None:
+    """The plan's results, one a line. Others that stood there, of a plan before this one, become files in OUTPUT/cells."""
+    here = [found.results[name] for name in map(name_of, found.plan.cells()) if name in found.results]
+    for key in (there := read_results(output)).keys() - {r["key"] for r in here}:
+        write_atomically(output / "cells" / f"{key}.json", _line(there[key]), KEPT)
+    write_atomically(output / "cells.jsonl", "".join(_line(r) for r in here), KEPT)
 
 
 def command(config: Path, data: str | None) -> str:
@@ -229,14 +241,14 @@ def _results(
 
     task = ray.remote(num_cpus=1, max_retries=0, runtime_env={"env_vars": ONE_THREAD})(in_worker)
     waiting = deque((cell, 0) for cell in cells)
-    running: dict[Any, tuple[Cell, int]] = {}
+    running: dict[Any, tuple[Cell, int, float]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
                 cell, started_again = waiting.popleft()
-                running[task.remote(run, cell, str(work / cell.key), timeout)] = cell, started_again
+                running[task.remote(run, cell, str(work / cell.key), timeout)] = cell, started_again, time.monotonic()
             (ready,), _ = ray.wait(list(running), num_returns=1)
-            cell, started_again = running.pop(ready)
+            cell, started_again, since = running.pop(ready)
             try:
                 yield cell, ray.get(ready), "", started_again
             except RayTaskError as error:
@@ -244,7 +256,9 @@ def _results(
                 kind = "" if isinstance(cause, MedenvError) else f"{type(cause).__name__}: "
                 yield cell, None, " ".join(f"{kind}{cause}".split())[:500], started_again
             except RayError as error:  # the worker or its node is gone
-                if started_again < RETRIES:
+                if timeout is not None and time.monotonic() - since >= timeout + GRACE:
+                    yield cell, None, _late(timeout), started_again
+                elif started_again < RETRIES:
                     waiting.appendleft((cell, started_again + 1))
                 else:
                     yield cell, None, f"its worker died {RETRIES + 1} times, last: {type(error).__name__}", started_again
@@ -264,21 +278,32 @@ def in_worker(run: Run, cell: Cell, folder: str, timeout: float | None) -> Resul
         return run(cell, Path(folder))
 
 
+class _TimeIsUp(BaseException):
+    """Not an Exception: those are what a doctor, a patient or a reward does wrong, and consultations go on after them."""
+
+
+def _late(seconds: float) -> str:
+    return f"it took longer than its time-out of {seconds:g} s"
+
+
 @contextlib.contextmanager
 def _at_most(seconds: float | None) -> Iterator[None]:
-    """RunError in the main thread after so many seconds; a process that does not heed it is ended some seconds later."""
+    """RunError after so many seconds in the main thread, which no cell can take for a doctor's mistake; a process that does not heed it is
+    ended some seconds later."""
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(*_: Any) -> None:
-        raise RunError(f"it took longer than its time-out of {seconds:g} s")
+        raise _TimeIsUp
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     faulthandler.dump_traceback_later(seconds + GRACE, exit=True)
     try:
         yield
+    except _TimeIsUp:
+        raise RunError(_late(seconds)) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         faulthandler.cancel_dump_traceback_later()

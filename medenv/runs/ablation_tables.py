@@ -19,7 +19,6 @@ from medenv.runs.cells import REFERENCES, SPLITS, Cell, Plan, Result
 from medenv.runs.comparisons import (
     Interval,
     Strata,
-    difference_interval,
     first_reach,
     improvement_interval,
     interquartile_mean,
@@ -28,6 +27,7 @@ from medenv.runs.comparisons import (
     mean_score,
     median_time,
     median_time_interval,
+    paired_interval,
     probability_of_improvement,
     stratified_interval,
 )
@@ -52,7 +52,7 @@ class Outcomes:
     plan: Plan
     results: Mapping[Name, Result]
     causes: Mapping[Name, str] = field(default_factory=dict)
-    other_keys: int = 0  # results that another version of medenv, or of the plan's settings, made
+    other_keys: int = 0  # results that another version of medenv, or of the plan's settings, made, or that do not say
 
     @cached_property
     def missing(self) -> list[Name]:
@@ -79,6 +79,12 @@ class Outcomes:
         low, high = (self.reference(environment, who, split) for who in ("random", "greedy"))
         return None if low is None or high is None or high <= low else (value - low) / (high - low)
 
+    def measured(self, environment: str) -> list[str]:
+        """The rewards whose means all runs in an environment tell, as `scores` names them."""
+        runs = [r for mix in self.plan.mixes for r in self.runs(environment, mix)]
+        names = dict.fromkeys(name for r in runs for name in r["validation"]["components"])
+        return [f"measured_{n}" for n in names if all(n in r[split]["components"] for r in runs for split in SPLITS)]
+
     def greedy_on_curves(self, environment: str) -> list[float]:
         """What `greedy` earns on the validation cases of each run's curve; [its return on the shared ones] where no run says so."""
         own = [r["greedy"] for mix in self.plan.mixes for r in self.runs(environment, mix) if r.get("greedy") is not None]
@@ -94,11 +100,16 @@ class Outcomes:
             return None
         return [first_reach(r["curve"]["steps"], r["curve"]["return"], SHARE * g) for r, g in zip(runs, greedy, strict=True)]
 
-    def scores(self, environments: Sequence[str], mix: str, key: str, split: str) -> Strata | None:
-        """Runs of a mix by environment: `key` of their results, or `normalised`. None where an environment has none, or no scale."""
+    def scores(self, environments: Sequence[str], mix: str, key: str, split: str, beside: str | None = None) -> Strata | None:
+        """Runs of a mix by environment: `key` of their results, `normalised` or `measured_NAME`. None where one has none, or no scale.
+
+        `beside`: another mix; only the runs whose seed it has too.
+        """
         out = []
         for environment in environments:
-            values = [r[split]["return" if key == "normalised" else key] for r in self.runs(environment, mix)]
+            runs = [r for r in self.runs(environment, mix) if beside is None or (environment, beside, r["seed"]) in self.results]
+            told = [r[split] | {f"measured_{k}": v for k, v in r[split]["components"].items()} for r in runs]
+            values = [t["return" if key == "normalised" else key] for t in told]
             if key == "normalised":
                 values = [self.normalised(environment, v, split) for v in values]
             if not values or None in values:
@@ -136,16 +147,22 @@ def notes(found: Outcomes) -> list[str]:
     """What a reader needs to know above the results."""
     plan, results, out = found.plan, found.results.values(), list[str]()
     seeds = f"{len(plan.seeds)} seed{'s' if len(plan.seeds) > 1 else ''}"
+    trained = [r for r in results if r["trainer"] not in REFERENCES]
+    curves = (
+        "and so is what greedy earns beside it"
+        if all("greedy" in r for r in trained)
+        else "what greedy earns beside it is of the shared ones"
+    )
     out += [
         f"{plan.title} {seeds}; {plan.episodes} validation and {plan.episodes} test cases, the same for every doctor. Whatever a mix "
         f"trained on, every return is the judge's: `{plan.judge}`.",
         "",
-        "Intervals (_ci) are 95 %, bootstrapped over seeds within each environment: they speak of other seeds, on the same cases; a single "
-        "seed has none. normalised: (return - random) / (greedy - random). iqm: the mean of the middle half of the runs. steps_to_90: "
+        "Intervals (_ci) are 95 % percentiles of a bootstrap over seeds within each environment: they speak of other seeds, on the same "
+        "cases, and with few seeds they are too narrow (with five they hold the mean 83 times in 100); a single seed has none. normalised: "
+        "(return - random) / (greedy - random). iqm: the mean of the middle half of the runs. steps_to_90: "
         f"median over seeds of the steps to {100 * SHARE:.0f} % of greedy's return at validation, interpolated between validations; a run "
-        f"that does not get there counts as later than any, and `{NEVER}` is a median among those. A curve, and what greedy "
-        "earns beside it, is of its seed's own validation cases. Columns with test_ are measured once, "
-        "after training.",
+        f"that does not get there counts as later than any, and `{NEVER}` is a median among those. A curve is of its seed's own "
+        f"validation cases, {curves}. Columns with test_ are measured once, after training.",
     ]
     if plan.measure:
         out[-1] += f" measured_: means a consultation of `{plan.measure}`, without weights."
@@ -153,7 +170,10 @@ def notes(found: Outcomes) -> list[str]:
     if sum(again):
         out += ["", f"Cells that were started again because their worker died: {sum(map(bool, again))} ({sum(again)} times)."]
     if found.other_keys:
-        out += ["", f"{found.other_keys} results were made by another version of medenv, or under other settings, than this plan has now."]
+        out += [
+            "",
+            f"{found.other_keys} results are of another version of medenv or of other settings than this plan has now, or do not say.",
+        ]
     return out
 
 
@@ -161,7 +181,8 @@ def comparison_notes(found: Outcomes) -> list[str]:
     """What stands above the comparisons."""
     return [
         f"Every mix beside the baseline, {', then '.join(found.plan.baseline)}. "
-        "Differences are means over seeds, intervals as in `results.md`. "
+        "Differences are means over seeds that both have, each run beside the one of its seed; their intervals (95 %) are Student's t of "
+        "these pairs. Intervals of improvement and faster are bootstrapped as in `results.md`. "
         "improvement: the probability that a run of the mix earns more than a run of the baseline, a tie counting half. faster: that it "
         "reaches 90 % of greedy's return in fewer steps, two that never do being a tie. An interval of 0 to 0 or 1 to 1 says that every "
         "run of one lies above every run of the other, not that other seeds could not differ. Intervals are not corrected for the "
@@ -222,12 +243,13 @@ def _comparison_row(found: Outcomes, environments: Sequence[str], mix: str, base
     row["seeds"] = " and ".join(str(sum(len(found.runs(e, m)) for e in environments)) for m in (mix, base))
     for split in SPLITS:
         before = "" if split == "validation" else "test_"
-        for key in (*(("return",) if one else ()), "accuracy", "normalised"):
-            x, y = (found.scores(environments, m, key, split) for m in (mix, base))
-            row |= {f"{before}{key}_difference": None, f"{before}{key}_difference_ci": None}
+        measured = found.measured(environments[0]) if one else []
+        for key in (*(("return",) if one else ()), "accuracy", "normalised", *measured):
+            x, y = found.scores(environments, mix, key, split, base), found.scores(environments, base, key, split, mix)
+            name = f"{before}{key}_difference"
+            row |= {name: None, f"{name}_ci": None}
             if x is not None and y is not None:
-                row[f"{before}{key}_difference"] = _rounded(mean_score(x) - mean_score(y))
-                row[f"{before}{key}_difference_ci"] = _interval(difference_interval(mean, x, y))
+                row |= {name: _rounded(mean_score(x) - mean_score(y)), f"{name}_ci": _interval(paired_interval(x, y))}
         row |= _improvement(f"{before}improvement", *(found.scores(environments, m, "return", split) for m in (mix, base)))
     early = [_negated([found.times(e, m) for e in environments]) for m in (mix, base)]
     return row | _improvement("faster", *early)

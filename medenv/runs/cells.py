@@ -82,10 +82,17 @@ class Cell:
     @property
     def key(self) -> str:
         """Twelve hexadecimal digits over what decides the result: these fields but for the names, medenv's version, the base."""
+        return configuration_hash(self._without_base() | {"base": _fingerprint(str(self.env.get("knowledge", "builtin")))})
+
+    @property
+    def key_without_base(self) -> str:
+        """The key but for the base, for machines that can't read it."""
+        return configuration_hash(self._without_base())
+
+    def _without_base(self) -> dict[str, Any]:
         about = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("environment", "mix")}
         about["env"] = {k: v for k, v in self.env.items() if k != "knowledge"}
-        about |= {"base": _fingerprint(str(self.env.get("knowledge", "builtin"))), "medenv": medenv.__version__}
-        return configuration_hash(about)
+        return about | {"medenv": medenv.__version__}
 
     def __str__(self) -> str:
         return f"{self.environment}, {self.mix}, seed {self.seed}"
@@ -107,7 +114,7 @@ class Plan:
     measure: str = ""
     front: bool = False
     start: dict[str, Any] = field(default_factory=dict)
-    timeout: float | None = None  # seconds of one cell
+    timeout: float | None = None  # seconds of one cell, with what it waits for its seed's start
 
     def cells(self) -> list[Cell]:
         """References first, then seed by seed, so that an interrupted ablation has whole seeds."""
@@ -191,7 +198,7 @@ def _check(plan: Plan, path: Path) -> None:
 def run_cell(cell: Cell, folder: Path) -> Result:
     """Train and evaluate `cell`; `folder` is its own, for the run, and an interrupted cell goes on in it.
 
-    Returns key, names, reward, the curve (lists by validation: steps, and the judge's return, accuracy, questions, best_guess), and
+    Returns keys, names, reward, the curve (lists by validation: steps, and the judge's return, accuracy, questions, best_guess), and
     for validation and test what the final policy earns: return (the judge's), accuracy, questions, cost, and `components`, the unweighted
     means of the measure's rewards; for PPO `greedy`, the judge's return of `greedy` on the curve's cases. The same cell gives the same
     numbers on one machine, interrupted or not.
@@ -207,6 +214,7 @@ def run_cell(cell: Cell, folder: Path) -> Result:
     found = {split: _earned(cell, agent, split, Path(folder)) for split in SPLITS}
     about: dict[str, Any] = {
         "key": cell.key,
+        "key_without_base": cell.key_without_base,
         "environment": cell.environment,
         "mix": cell.mix,
         "seed": cell.seed,
@@ -240,12 +248,12 @@ def greedy_on_curve(cell: Cell) -> float:
 def _train(cell: Cell, folder: Path) -> None:
     from medenv.runs.settings import read_settings
 
-    own: dict[str, Any] = {"env": cell.env | {"reward": cell.reward}, "seed": cell.seed}
+    own: dict[str, Any] = {"env": cell.env | {"reward": cell.reward}, "seed": cell.seed, "judge": cell.judge}
     if cell.trainer == "ppo":
         from medenv.agents.ppo import PPOSettings
         from medenv.runs.training import train
 
-        train(read_settings(PPOSettings, cell.settings | own | {"judge": cell.judge}), folder, resume=True)
+        train(read_settings(PPOSettings, cell.settings | own), folder, resume=True)
         return
     from medenv.agents.grpo import GRPOSettings
     from medenv.agents.sft import SFTSettings

@@ -2,6 +2,8 @@
 
 Scores come as *strata*: for each environment a list with one score a run. Intervals are percentile intervals of a stratified bootstrap:
 runs are resampled within their environment, environments stay as they are. They speak of other seeds on the same cases, not of other cases.
+With few runs such intervals are too narrow: of five normal ones they hold the mean 83 times in 100, not 95. Differences between two arms,
+whose runs share their seeds, come with Student's t of the pairs instead, which holds it 95 times.
 
 A run that never reaches a target is censored: its time is infinite, larger than any other, and never a number in a mean.
 
@@ -12,12 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medenv.errors import MedenvError
+from medenv.errors import MedenvError, RunError
 from medenv.runs.statistics import LEVEL
 
 RESAMPLES = 5000
@@ -53,11 +54,29 @@ def stratified_interval(
     return _percentiles(statistic(_resampled(runs, _generator(seed), resamples)), level)
 
 
-def difference_interval(
-    statistic: Statistic, x: Strata, y: Strata, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
-) -> Interval | None:
-    """(low, high) for statistic(x) - statistic(y), two arms resampled apart. None where an environment has fewer than two runs."""
-    return _two(lambda a, b: statistic(a) - statistic(b), x, y, seed, resamples, level)
+def paired_interval(x: Strata, y: Strata, level: float = LEVEL) -> Interval | None:
+    """(low, high) for the mean over environments of the mean of x - y, where run k of `x` and run k of `y` share their seed.
+
+    Student's t; with several environments, degrees of freedom after Welch and Satterthwaite (1946, doi 10.2307/3002019). None where an
+    environment has fewer than two pairs. MedenvError for runs that are no pairs; RunError where scipy is not installed.
+    """
+    try:
+        from scipy.stats import t as student
+    except ImportError as error:
+        raise RunError('intervals of differences need scipy, which is not installed: pip install "medenv[ray]"') from error
+    a, b = _same_strata(x, y)
+    if any(r.size != s.size for r, s in zip(a, b, strict=True)):
+        raise MedenvError(f"pairs are as many runs of one arm as of the other; got {[r.size for r in a]} and {[r.size for r in b]}")
+    if min(r.size for r in a) < 2:
+        return None
+    pairs = [r - s for r, s in zip(a, b, strict=True)]
+    variances = np.array([d.var(ddof=1) / d.size for d in pairs])  # of each environment's mean
+    middle, total = float(mean(pairs)), float(variances.sum())
+    if total == 0.0:
+        return middle, middle
+    freedom = total**2 / (variances**2 / [d.size - 1 for d in pairs]).sum()
+    half = float(student.ppf(_tails(level)[1], freedom)) * math.sqrt(total) / len(pairs)
+    return middle - half, middle + half
 
 
 def probability_of_improvement(x: Strata, y: Strata) -> float:
@@ -71,8 +90,12 @@ def probability_of_improvement(x: Strata, y: Strata) -> float:
 
 
 def improvement_interval(x: Strata, y: Strata, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL) -> Interval | None:
-    """(low, high) for `probability_of_improvement`. None where an environment has fewer than two runs."""
-    return _two(_improvement, x, y, seed, resamples, level)
+    """(low, high) for `probability_of_improvement`, two arms resampled apart. None where an environment has fewer than two runs."""
+    a, b = _same_strata(x, y)
+    if min(r.size for r in (*a, *b)) < 2:
+        return None
+    rng = _generator(seed)
+    return _percentiles(_improvement(_resampled(a, rng, resamples), _resampled(b, rng, resamples)), level)
 
 
 def performance_profile(strata: Strata, thresholds: ArrayLike) -> Float64:
@@ -163,14 +186,6 @@ def _profile(strata: list[Float64], thresholds: Float64) -> Float64:
 def _middle(ordered: Float64) -> Float64:
     n = ordered.shape[-1]
     return (ordered[..., (n - 1) // 2] + ordered[..., n // 2]) / 2
-
-
-def _two(statistic: Callable[[Any, Any], Float64], x: Strata, y: Strata, seed: int, resamples: int, level: float) -> Interval | None:
-    a, b = _same_strata(x, y)
-    if min(r.size for r in (*a, *b)) < 2:
-        return None
-    rng = _generator(seed)
-    return _percentiles(statistic(_resampled(a, rng, resamples), _resampled(b, rng, resamples)), level)
 
 
 def _resampled(runs: list[Float64], rng: np.random.Generator, resamples: int) -> list[Float64]:

@@ -131,9 +131,17 @@ def check_directory(directory: Path, installed: bool, excludes: Sequence[str]) -
 
 
 def _matches(path: str, patterns: Sequence[str]) -> bool:
-    """Whether a pattern leaves the relative `path` out: `/a/b` from the top, else by the last name."""
+    """Whether a pattern leaves the relative `path` out, as in a .gitignore: with a / before its end from the top, else by the last name."""
     name = path.rsplit("/", 1)[-1]
-    return any(fnmatch.fnmatchcase(path, p[1:]) if p.startswith("/") else fnmatch.fnmatchcase(name, p.rstrip("/")) for p in patterns)
+    for pattern in patterns:
+        kept = pattern.rstrip("/").removeprefix("**/")
+        if "/" in kept:
+            at = fnmatch.fnmatchcase(path, kept.removeprefix("/")) or (pattern.startswith("**/") and fnmatch.fnmatchcase(path, f"*/{kept}"))
+        else:
+            at = fnmatch.fnmatchcase(name, kept)
+        if at:
+            return True
+    return False
 
 
 def _server(address: str) -> str:

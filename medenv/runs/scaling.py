@@ -204,8 +204,8 @@ def main(what: str) -> None:
     measured = found["two processes"]
     notes = [
         "**Simulated, not run**, from times measured on one node. training: what was measured, with the link that is assumed. waiting: "
-        "share of node-seconds spent on weights, batches and longer consultations of others. bend: the most nodes at half of ideal "
-        "speed or better.",
+        "share of node-seconds spent on weights, batches and longer consultations of others, without what nodes idle where "
+        "one learns for all. bend: the most nodes at half of ideal speed or better.",
         "",
         f"One point was measured: PPO's iteration on two processes of one machine took {measured['measured']:.3g} s, predicted from one "
         f"process {measured['predicted']:.3g} s, {measured['error']:+.0%}. {measured['told']}",

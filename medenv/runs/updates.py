@@ -71,7 +71,7 @@ class Updates(TrainerCallback):
         self.due = self.stop = False
         self.held_out: list[dict[str, Any]] = []
         self.extra: dict[str, float] = {}
-        self.validation = make_room(settings, "validation")
+        self.validation = make_room(settings, "validation", settings.judge if isinstance(settings, GRPOSettings) else "")
         steps = settings.steps or MOST_STEPS
         if isinstance(settings, SFTSettings):
             self.lm, rows = self._demonstrated(settings)

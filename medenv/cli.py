@@ -25,6 +25,7 @@ from medenv.cli_support import (
     finite,
     json_option,
     note,
+    note_where,
     output_option,
     print_ablation,
     print_json,
@@ -282,6 +283,7 @@ def ablate(
     from medenv.runs.ablate import report, summary
 
     folder = output or Path("runs") / config.stem
+    note_where(folder)
     with progress_bar(config.stem) as advance:
         if report_only:
             told = summary(None, report(config, folder, data))

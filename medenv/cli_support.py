@@ -86,6 +86,12 @@ def note(message: str) -> None:
     click.echo(f"medenv: {message}", err=True)
 
 
+def note_where(folder: Path) -> None:
+    """A note where what a Ray job writes into `folder` goes with the job."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not folder.is_absolute():
+        note(f"{folder} lies in the job's own directory and goes with it: give --output an absolute path that all machines see")
+
+
 def fail(message: str, code: int = 2) -> int:
     """One line on standard error; returns the exit code."""
     click.echo(f"medenv: {' '.join(message.split())}", err=True)

@@ -5,13 +5,26 @@ Does not cover: training (`medenv.runs.training`, `medenv.runs.finetuning`), oth
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from medenv.cli_support import emit, environment_options, json_option, note, output_option, print_table, read_toml, training_progress
+from medenv.cli_support import (
+    emit,
+    environment_options,
+    json_option,
+    note,
+    note_where,
+    output_option,
+    print_table,
+    read_toml,
+    training_progress,
+)
+from medenv.errors import RunError
 
 SMOKE = {"num_envs": 64, "rollout": 8, "steps": 1536, "minibatch": 256, "evaluate_every": 1, "evaluate_episodes": 128}
 _SMALL = {"env": {"knowledge": "scope:12", "max_turns": 6}, "evaluate_episodes": 32, "threads": 1}
@@ -53,6 +66,7 @@ def _read(kind: Callable[[str], type], name: str, asked: Asked, small: Mapping[s
 
     texts, arguments, resume, smoke, output = asked
     folder = output or Path("runs") / (f"smoke-{name}" if smoke else name)
+    note_where(folder)
     start = saved_settings(folder) if resume else {}
     table: dict[str, Any] = dict(small) if smoke and not start else {}
     for text in texts:
@@ -61,10 +75,23 @@ def _read(kind: Callable[[str], type], name: str, asked: Asked, small: Mapping[s
     for key, value in arguments.items():
         table[f"env.{key}"] = value
     engine = str(table.get("engine", start.get("engine", "torch")))
+    if name == "ppo":
+        _check_engine(engine, table, start)
     address = str(table.get("address", ""))
     if address not in ("", LOCAL) and (name, engine) != ("ppo", "torch"):
         check_address(address)  # here, before anything heavy is imported
     return read_settings(kind(engine), table, start), folder
+
+
+def _check_engine(engine: str, table: Mapping[str, Any], start: Mapping[str, Any]) -> None:
+    """RunError for settings of the other engine, and for a resumed run of it."""
+    from medenv.runs.cluster import PLACES
+
+    if start and start.get("engine", "torch") != engine:
+        raise RunError(f"the run's engine is {start.get('engine', 'torch')}, this one's is {engine}: resume with the run's own")
+    for key in table if engine == "torch" else ():
+        if key in PLACES:
+            raise RunError(f"setting {key} is of engine=rllib, and the engine is torch: give engine=rllib too, or leave it out")
 
 
 def _ppo(engine: str) -> type:
@@ -91,12 +118,23 @@ def _trained(folder: Path, final: Mapping[str, Any], as_json: bool, *more: str) 
     emit({"run": str(folder)} | dict(final), as_json, lambda: print_table("", ["key", "value"], rows))
 
 
+def _tell_crowd(processes: float, address: str) -> None:
+    """A cluster of the run's own declares as many CPUs as are asked for, though the machine has fewer."""
+    from medenv.runs.cluster import LOCAL
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    own = address == LOCAL or not (address or os.environ.get("RAY_ADDRESS"))
+    if processes > cores and own and not ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
+        note(f"{processes:g} processes share this machine's {cores} CPUs: fewer would be as fast, or faster")
+
+
 def _tell_workers(chosen: Any) -> None:
     from medenv.agents.finetuning import on_ray
 
     if on_ray(chosen):
         each = f"{chosen.gpus_per_worker:g} GPU each" if chosen.gpus_per_worker else "on CPUs"
         note(f"trains with Ray: workers {chosen.workers}, {each}; batch {chosen.batch} is over all of them")
+        _tell_crowd(chosen.workers, chosen.address)
 
 
 @train.command("ppo")
@@ -110,6 +148,8 @@ def train_ppo(settings: tuple[str, ...], arguments: dict[str, Any], resume: bool
     chosen, folder = _read(_ppo, "ppo", (settings, arguments, resume, smoke, output), SMOKE)
     from medenv.runs.training import train as train_
 
+    if chosen.engine == "rllib":
+        _tell_crowd(chosen.num_env_runners + chosen.num_learners, chosen.address)
     with training_progress(chosen.seconds, chosen.steps) as advance:
         final = train_(chosen, folder, resume=resume, progress=advance)
     _trained(folder, final, as_json)

@@ -251,6 +251,12 @@ def test_command__exit_codes_and_json(tmp_path: Path, in_process: None, capsys: 
         ('plain = "accuracy"', 'plain = "acuracy"', "did you mean 'accuracy'?"),
         ('plain = "accuracy"', 'plain = "accuracy"\nplain = "accuracy"', "is not TOML"),
         ('"synthetic:8x16"\nnoise', '"synthetic:8by16"\nnoise', "synthetic:8by16"),
+        ("noise = 0.1", "noize = 0.1", "unknown argument of environment two 'noize'; did you mean 'noise'?"),
+        ("noise = 0.1", 'reward = "accuracy"', "reward is not an environment's"),
+        ("noise = 0.1", "settings.rolout = 8", "unknown key of settings 'rolout'; did you mean 'rollout'?"),
+        ("settings.steps = 64", "settings.stebs = 64", "unknown key of settings 'stebs'; did you mean 'steps'?"),
+        ("settings.steps = 64", "settings.seed = 64", "unknown key of settings 'seed'"),
+        ("settings.steps = 64", "settings.steps = 64\nstart.steps = 64", "the trainer is 'ppo': leave it out"),
     ],
 )
 def test_bad_plans__are_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], before: str, after: str, said: str) -> None:
@@ -259,3 +265,4 @@ def test_bad_plans__are_refused_in_one_line(tmp_path: Path, capsys: pytest.Captu
     assert main(["ablate", str(plan), "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert said in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "out" / "cells").exists()

@@ -175,6 +175,20 @@ def test_sft__stops_at_its_plateau_and_keeps_the_best(tmp_path: Path) -> None:
     assert again["update"] == final["update"] and len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == len(lines)
 
 
+def test_budget__that_a_validation_used_up_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    validated = Updates._validated
+
+    def slow(updates: Updates, update: int) -> dict[str, Any]:
+        time.sleep(3.0 if update else 0.0)
+        return validated(updates, update)
+
+    monkeypatch.setattr(Updates, "_validated", slow)
+    final = train(dataclasses.replace(SFT, steps=None, seconds=8.0, evaluate_every=2, demonstrations=16), tmp_path / "run")
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert final["update"] % 2 == 0 and final["seconds"] >= 8.0
+    assert [r["update"] for r in lines if r.get("validation_return") is not None] == list(range(2, final["update"] + 1, 2))
+
+
 # What GRPO learns from
 
 
@@ -517,7 +531,7 @@ def test_bad_settings__are_one_clear_error_before_training(more: dict[str, Any],
     started = time.monotonic()
     with pytest.raises(RunError, match=says.replace("(", r"\(")):
         train(grpo(sft_run, **more), tmp_path / "run")
-    assert time.monotonic() - started < 20 and not (tmp_path / "run" / "checkpoints").exists()
+    assert time.monotonic() - started < 20 and not (tmp_path / "run").exists(), "nothing is left in the way of the next try"
 
 
 def test_a_model_without_chat_template_or_pad_token__is_a_clear_error(sft_run: Path, tmp_path: Path) -> None:

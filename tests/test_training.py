@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import shutil
+import time
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 pytest.importorskip("torch")
 
 from medenv.agents.doctor import make_doctor
-from medenv.agents.ppo import PPOSettings
+from medenv.agents.ppo import PPO, PPOSettings
 from medenv.cli import main
 from medenv.errors import RunError
 from medenv.knowledge.compiled import Compiled, compiled
@@ -189,3 +191,35 @@ def test_damaged_policy__is_named(run: Path, tables: Compiled) -> None:
     about.write_text("{")
     with pytest.raises(RunError, match=r"policy\.json is damaged"):
         make_doctor(f"ppo:{run}", tables)
+
+
+def test_start_of_runners__takes_no_part_of_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    from medenv.agents.rllib import RLlibSettings
+    from medenv.runs import training
+
+    class Slow(PPO):
+        def running(self) -> None:
+            time.sleep(2.0)
+
+    small = {"num_envs": 8, "rollout": 4, "minibatch": 32, "evaluate_episodes": 8, "env": {"knowledge": "synthetic:8x16"}}
+    monkeypatch.setattr(training, "_learner", lambda settings: contextlib.nullcontext(Slow(PPOSettings(**small))))
+    final = train(RLlibSettings(**small, seconds=1.5), tmp_path / "run")
+    assert final["update"] >= 1 and final["seconds"] < 3.0
+
+
+def test_engine__settings_and_runs_of_the_other_one_are_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "ppo", "--output", str(tmp_path / "new"), "sample_timeout=3"]) == 2
+    assert "setting sample_timeout is of engine=rllib, and the engine is torch" in capsys.readouterr().err
+    assert main(["train", "ppo", "--output", str(run), "--resume", "engine=rllib"]) == 2
+    assert "the run's engine is torch, this one's is rllib" in capsys.readouterr().err
+
+
+def test_output_in_a_job__that_goes_with_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    for output, told in (("rel", True), (str(tmp_path / "abs"), False)):
+        assert main(["train", "ppo", "--output", output, "num_envs=0"]) == 2
+        assert ("goes with it: give --output an absolute path" in capsys.readouterr().err) == told

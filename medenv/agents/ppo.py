@@ -56,7 +56,7 @@ class PPOSettings:
     engine: str = "torch"  # this file; or rllib, with settings of its own beside these (`medenv.agents.rllib`)
     env: dict[str, Any] = field(default_factory=dict)  # arguments of MedConsult-v0, except split
     seed: int = 0  # of the network, the sampling and the patients
-    seconds: float | None = None  # budget in seconds, everything included; with no budget at all: 300
+    seconds: float | None = None  # budget in seconds, but for the start of other processes; with no budget at all: 300
     steps: int | None = None  # budget in environment steps; the first budget to run out ends the run
     num_envs: int = 1024  # consultations side by side
     rollout: int = 16  # turns of each between two updates

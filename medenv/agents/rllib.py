@@ -185,10 +185,11 @@ def check_rllib(settings: RLlibSettings) -> None:
             raise RunError(f"setting {name} is {getattr(s, name)!r}: give a number of at least {least}")
     if s.gpus_per_learner and not s.num_learners:
         raise RunError(f"gpus_per_learner={s.gpus_per_learner:g} and no learner of its own to have them: give num_learners=1 or more")
-    if s.num_envs % max(1, s.num_env_runners) or s.minibatch % max(1, s.num_learners):
-        raise RunError(
-            f"num_envs={s.num_envs} must divide among num_env_runners={s.num_env_runners}, "
-            f"and minibatch={s.minibatch} among num_learners={s.num_learners}: change one of each"
-        )
+    for what, among in (("num_envs", "num_env_runners"), ("minibatch", "num_learners")):
+        whole, parts = getattr(s, what), max(1, getattr(s, among))
+        if whole % parts:
+            raise RunError(
+                f"{what}={whole} does not divide among {among}={parts}: give a multiple, such as {whole // parts * parts or parts}"
+            )
     if s.imitate:
         raise RunError(f"setting imitate is {s.imitate!r}: only engine=torch imitates, leave it out")

@@ -33,7 +33,7 @@ from typing import Any
 
 from medenv.errors import MedenvError, RunError
 from medenv.runs.ablation_tables import Name, Outcomes, comparison_notes, comparison_rows, name_of, notes, result_rows, sources, unfinished
-from medenv.runs.cells import Cell, Plan, Result, read_plan, run_cell
+from medenv.runs.cells import Cell, Plan, Result, check_names, read_plan, run_cell
 from medenv.runs.cluster import cluster
 from medenv.runs.records import locked, write_atomically
 from medenv.runs.tables import write_table
@@ -77,6 +77,7 @@ def ablate(
     for each cell that failed. RunError: a plan that can't be, a folder in use, a full disk, no cluster.
     """
     plan = read_plan(config, data)
+    check_names(plan, config)
     cells = selected(plan, only)
     output = output.resolve()
     with locked(output / "work" / "lock"):

@@ -32,6 +32,7 @@ Does not cover: where and when cells run (`ablate`), what is made of their resul
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 import shutil
@@ -193,6 +194,35 @@ def _check(plan: Plan, path: Path) -> None:
         for key in ("reward", "split"):
             if key in about:
                 raise RunError(f"{path}: an environment has {key}={about[key]!r}: {key} is not an environment's, leave it out")
+
+
+def check_names(plan: Plan, path: Path) -> None:
+    """RunError for a setting of a trainer, or an argument of an environment, that there is not: before the first cell is run."""
+    from medenv.agents.ppo import PPOSettings
+
+    allowed = [n for n in inspect.signature(Setup).parameters if n not in ("split", "reward")]
+    kinds: dict[str, type] = {"settings": PPOSettings}
+    if plan.trainer == "grpo":
+        from medenv.agents.grpo import GRPOSettings
+        from medenv.agents.sft import SFTSettings
+
+        kinds = {"settings": GRPOSettings, "start": SFTSettings}
+        allowed += ["format", "max_chars"]
+    own = ("env", "seed", "judge")
+    for name, about in plan.environments.items():
+        for key in about.keys() - {"settings"}:
+            if key not in allowed:
+                raise RunError(f"{path}: {unknown(f'argument of environment {name}', key, allowed)}")
+    tables = [
+        ("settings", t) for t in (plan.settings, *(x.get("settings", {}) for x in (*plan.environments.values(), *plan.mixes.values())))
+    ]
+    for what, table in (*tables, *([("start", plan.start)] if plan.start else [])):
+        if what not in kinds:
+            raise RunError(f"{path}: a start is what GRPO starts from, and the trainer is {plan.trainer!r}: leave it out")
+        known = [f.name for f in dataclasses.fields(kinds[what]) if f.name not in own]
+        for key in table:
+            if key.partition(".")[0] not in known:
+                raise RunError(f"{path}: {unknown(f'key of {what}', key, known)}")
 
 
 def run_cell(cell: Cell, folder: Path) -> Result:

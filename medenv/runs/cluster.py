@@ -25,6 +25,8 @@ import medenv
 from medenv.errors import RunError
 
 LOCAL = "local"
+# PPO's settings of what runs where on RLlib, which a resumed run may change
+PLACES = ("num_env_runners", "num_learners", "gpus_per_learner", "address", "sample_timeout", "most_failures")
 PATIENCE = 5.0  # seconds until a port that does not answer counts as unreachable
 JUNK = ["__pycache__", "*.pyc"]  # never uploaded
 _ADDRESS = re.compile(r"(ray://)?(?P<host>[^/\s:]+|\[[0-9a-fA-F:]+\]):(?P<port>\d+)")

@@ -32,6 +32,7 @@ from medenv.agents.finetuning import Settings, check_workers, make_room, on_ray,
 from medenv.agents.grpo import GRPOSettings, check_grpo, with_reward
 from medenv.agents.rollouts import Room
 from medenv.agents.sft import SFTSettings, check_sft
+from medenv.errors import MedenvError
 from medenv.runs.checkpoints import CHECKPOINTS, inputs, last_checkpoint
 from medenv.runs.plots import plot_learning_curve
 from medenv.runs.run_directory import RunDirectory, plain, read_metrics
@@ -52,16 +53,22 @@ def train(settings: Settings, output: Path, resume: bool = False, progress: Prog
     """
     if not on_ray(settings):
         return train_here(settings, Path(output), resume, progress)
-    from medenv.runs.ray_train import train_on_workers
+    from medenv.runs.ray_train import STATE, train_on_workers
 
     settings, room = _checked(settings)
     check_workers(settings)
-    path = Path(output)
+    path, opened = Path(output), list[RunDirectory]()
     if path.exists():  # what is wrong with it is told before Ray is started
-        finished = _finished(settings, _directory(settings, room, path, resume))
+        opened.append(_directory(settings, room, path, resume))
+        finished = _finished(settings, opened[0])
         if finished is not None:
             return finished
-    train_on_workers(settings, path, lambda: _directory(settings, room, path, True), progress or (lambda record: None))
+    try:
+        train_on_workers(settings, path, lambda: opened.append(_directory(settings, room, path, True)), progress or (lambda record: None))
+    except MedenvError:
+        if opened:
+            opened[0].take_back(STATE)
+        raise
     return _directory(settings, room, path, True).final(lambda last: True) or {}
 
 
@@ -92,6 +99,10 @@ def train_here(
         try:
             Updates(settings, room, run, output, started, progress, saved, restarts).go()
             final = {} if run is None else run.finish()
+        except MedenvError:
+            if run is not None:
+                run.take_back()
+            raise
         finally:
             if run is not None:
                 run.close()

@@ -20,6 +20,7 @@ import json
 import math
 import os
 import platform
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ class RunDirectory:
     def __init__(self, path: Path, about: Mapping[str, Any], resume: bool, changeable: tuple[str, ...] = ()) -> None:
         self.path = path
         self.about: dict[str, Any] = {"format": FORMAT, "version": medenv.__version__, **about, "libraries": _versions()}
-        if _holds_files(path):
+        self.began = _holds_files(path)  # before this
+        if self.began:
             if not resume:
                 raise RunError(f"{path} is not empty: resume the run in it, or name another directory")
             self._check_same(changeable)
@@ -51,6 +53,18 @@ class RunDirectory:
             write_atomically(path / "run.json", json.dumps(self.about, indent=2) + "\n")
         self._metrics: io.FileIO | None = None
         self._trackers: list[tuple[Callable[[dict[str, Any]], Any], Callable[[], Any]]] = []
+
+    def take_back(self, *folders: str) -> None:
+        """Remove what was written of a run that could not begin, `folders` too: it is of this object, and without a line of metrics."""
+        if self.began or read_metrics(self.path / "metrics.jsonl"):
+            return
+        self.close()
+        for name in ("run.json", "metrics.jsonl"):
+            (self.path / name).unlink(missing_ok=True)
+        for name in folders:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     def _check_same(self, changeable: tuple[str, ...]) -> None:
         saved = _saved(self.path)

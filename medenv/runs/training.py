@@ -24,7 +24,7 @@ import torch
 from medenv.agents.policy import DAMAGED, policy_files
 from medenv.agents.ppo import PPO, PPOSettings
 from medenv.errors import RunError, unknown
-from medenv.runs.cluster import cluster
+from medenv.runs.cluster import PLACES, cluster
 from medenv.runs.plots import plot_learning_curve
 from medenv.runs.run_directory import RunDirectory, plain, read_metrics
 
@@ -33,7 +33,6 @@ Progress = Callable[[dict[str, Any]], None]
 DEFAULT_SECONDS = 300.0
 ENGINES = ("torch", "rllib")
 CHANGEABLE = ("seconds", "steps", "tensorboard", "wandb")  # settings that a resumed run may change
-PLACES = ("num_env_runners", "num_learners", "gpus_per_learner", "address", "sample_timeout", "most_failures")  # and one on RLlib
 
 GLOSSARY: dict[str, tuple[str, str, str]] = {  # key: (formula or meaning, healthy range, what a bad value means)
     "update": ("rollouts learned from", "rises by one", "a gap: lines were lost"),
@@ -141,6 +140,8 @@ def _train(learner: Any, settings: PPOSettings, run: RunDirectory, progress: Pro
         except DAMAGED as error:
             raise run.damaged("checkpoint.pt", error) from error
     run.keep_metrics(update if state is not None else -1)
+    if settings.engine == "rllib":
+        learner.running()  # that runners start takes no part of the budget
     started = time.perf_counter() - spent
 
     def record(metrics: Mapping[str, float]) -> None:

@@ -138,8 +138,7 @@ class Updates(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """After an update: what is due."""
         self.clock = from_first(time.perf_counter() - self.started)
-        whole = state.global_step % getattr(self.settings, "minibatches", 1) == 0  # a batch is learned from whole
-        over = whole and self._share(state.global_step) >= 1.0
+        over = whole(self.settings, state.global_step) and self._share(state.global_step) >= 1.0
         self.due = over or state.global_step % self.settings.evaluate_every == 0
         control.should_training_stop = control.should_training_stop or over
         control.should_save = over or state.global_step % self.settings.checkpoint_every == 0
@@ -167,6 +166,9 @@ class Updates(TrainerCallback):
             if from_first(self.stop):
                 figures["plateau"] = True
                 control.should_training_stop = control.should_save = True
+            self.clock = from_first(time.perf_counter() - self.started)
+            if whole(self.settings, state.global_step) and self._share(state.global_step) >= 1.0:
+                control.should_training_stop = control.should_save = True  # validating took the rest: no further update, validated again
         if control.should_save and processes().num_processes > 1:
             figures["same_weights"] = self._same_weights()
         self._line(state.global_step, figures)
@@ -275,6 +277,11 @@ def spent(settings: Settings, steps: int, seconds: float) -> float:
     shares = [] if settings.seconds is None else [seconds / settings.seconds, steps / MOST_STEPS]
     shares += [] if settings.steps is None else [steps / settings.steps]
     return max(shares)
+
+
+def whole(settings: Settings, step: int) -> bool:
+    """Whether the batch has been learned from to its end."""
+    return step % getattr(settings, "minibatches", 1) == 0
 
 
 def from_first(value: Any) -> Any:

@@ -202,7 +202,7 @@ def test_environment__that_always_raises_ends_the_run_with_its_cause(four_cpus: 
         (["engine=rlib"], "did you mean 'rllib'"),
         (["num_env_runners=2"], "setting num_env_runners is of engine=rllib, and the engine is torch"),
         (["engine=rllib", "num_env_runer=2"], "did you mean 'num_env_runners'"),
-        (["engine=rllib", "num_env_runners=3"], "does not divide among num_env_runners=3: give a multiple, such as 1023"),
+        (["engine=rllib", "num_env_runners=3"], "does not divide among num_env_runners=3: give a multiple, such as 63"),
         (["engine=rllib", "imitate=5"], "only engine=torch imitates"),
         (["engine=rllib", "num_env_runners=-1"], "at least 0"),
         (["engine=rllib", "gpus_per_learner=1"], "give num_learners=1"),

@@ -74,7 +74,7 @@ def _how_to_read(found: Outcomes) -> list[str]:
         f"<p>Each mix is what a doctor was trained on. What it earned is always counted by one judge, <code>{escape(plan.judge)}</code>, "
         "on cases that every doctor shares. <code>random</code> acts at random, <code>greedy</code> asks what tells most per cost under "
         "the exact belief; a normalised score of 0 is as good as the one, 1 as good as the other. Two mixes differ where the interval of "
-        "their difference leaves out 0, or that of the probability of improvement leaves out one half.</p>",
+        "their difference leaves out 0. Bands and other intervals are bootstrapped, and too narrow where seeds are few.</p>",
         f"<ul>{mixes}</ul>",
     ]
 

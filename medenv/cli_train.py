@@ -5,7 +5,6 @@ Does not cover: training (`medenv.runs.training`, `medenv.runs.finetuning`), oth
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -120,12 +119,12 @@ def _trained(folder: Path, final: Mapping[str, Any], as_json: bool, *more: str) 
 
 def _tell_crowd(processes: float, address: str) -> None:
     """A cluster of the run's own declares as many CPUs as are asked for, though the machine has fewer."""
-    from medenv.runs.cluster import LOCAL
+    from medenv.runs.cluster import LOCAL, resolved
+    from medenv.runs.provenance import cores
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    own = address == LOCAL or not (address or os.environ.get("RAY_ADDRESS"))
-    if processes > cores and own and not ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
-        note(f"{processes:g} processes share this machine's {cores} CPUs: fewer would be as fast, or faster")
+    connected = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    if processes > cores() and resolved(address) == LOCAL and not connected:
+        note(f"{processes:g} processes share this machine's {cores()} CPUs: fewer would be as fast, or faster")
 
 
 def _tell_workers(chosen: Any) -> None:

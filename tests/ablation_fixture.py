@@ -46,13 +46,5 @@ def invented(cell: Cell, folder: Path | None = None) -> Result:
         rise = np.array([0.0, 0.5, 0.8, 0.95, 1.0]) * level
         curve = {"steps": steps, **{k: rise.tolist() for k in ("return", "accuracy", "best_guess")}, "questions": [1.0] * 5}
     earned = {"return": level, "accuracy": 0.9 * level, "questions": 4 + level, "cost": 5 + level, "components": {"test_cost": 0.5}}
-    about = {
-        "key": cell.key,
-        "key_without_base": cell.key_without_base,
-        "environment": cell.environment,
-        "mix": cell.mix,
-        "seed": cell.seed,
-        "trainer": cell.trainer,
-    }
     made = {"seconds": 1.0, "commit": "abc", "hardware": "none", "versions": "medenv"}
-    return {**about, "reward": cell.reward, "curve": curve, "validation": earned, "test": {**earned, "return": level - 0.01}, **made}
+    return {**cell.told(), "curve": curve, "validation": earned, "test": {**earned, "return": level - 0.01}, **made}

@@ -251,7 +251,7 @@ def test_command__exit_codes_and_json(tmp_path: Path, in_process: None, capsys: 
         ('plain = "accuracy"', 'plain = "acuracy"', "did you mean 'accuracy'?"),
         ('plain = "accuracy"', 'plain = "accuracy"\nplain = "accuracy"', "is not TOML"),
         ('"synthetic:8x16"\nnoise', '"synthetic:8by16"\nnoise', "synthetic:8by16"),
-        ("noise = 0.1", "noize = 0.1", "unknown argument of environment two 'noize'; did you mean 'noise'?"),
+        ("noise = 0.1", "noize = 0.1", "environment two: unknown environment argument 'noize'; did you mean 'noise'?"),
         ("noise = 0.1", 'reward = "accuracy"', "reward is not an environment's"),
         ("noise = 0.1", "settings.rolout = 8", "unknown key of settings 'rolout'; did you mean 'rollout'?"),
         ("settings.steps = 64", "settings.stebs = 64", "unknown key of settings 'stebs'; did you mean 'steps'?"),

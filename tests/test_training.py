@@ -223,3 +223,18 @@ def test_output_in_a_job__that_goes_with_it_is_told(
     for output, told in (("rel", True), (str(tmp_path / "abs"), False)):
         assert main(["train", "ppo", "--output", output, "num_envs=0"]) == 2
         assert ("goes with it: give --output an absolute path" in capsys.readouterr().err) == told
+
+
+def test_run_that_could_not_begin__takes_back_its_own_and_nothing_else(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    for path, stays in ((tmp_path / "new", False), (there, True)):
+        RunDirectory(path, {}, False).take_back()
+        assert path.exists() == stays and not (path / "run.json").exists()
+    for name in ("run.json", "metrics.jsonl", "samples.txt"):
+        run = RunDirectory(tmp_path / name, {"settings": {}}, False)
+        (run.path / name).write_text(
+            '{"update": 0}\n' if name == "metrics.jsonl" else "{}" if name == "samples.txt" else json.dumps(run.about)
+        )
+        (RunDirectory(run.path, run.about, True) if name == "run.json" else run).take_back()  # began before, learned, holds another's file
+        assert (run.path / name).exists() and (run.path / "run.json").exists()

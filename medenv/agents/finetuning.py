@@ -8,7 +8,6 @@ Does not cover: losses (`sft`, `grpo`), run directories, budgets and resuming (`
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -23,8 +22,8 @@ from transformers import TrainingArguments
 from medenv.agents.language_model import LanguageModel
 from medenv.agents.rollouts import Room
 from medenv.agents.text_doctor import MAX_NEW_TOKENS, load_doctor
-from medenv.envs.setup import Setup
-from medenv.errors import RunError, unknown
+from medenv.envs.setup import check_arguments
+from medenv.errors import RunError
 from medenv.language.formats import FORMATS
 
 _NAMES = {f.name for f in fields(TrainingArguments)}
@@ -126,11 +125,7 @@ def processes() -> PartialState:
 
 def make_room(settings: Settings, split: str, judge: str = "") -> Room:
     """The consultations of one split that the settings ask for; `judge`: another reward mix. RunError for an unknown argument."""
-    allowed = [*(n for n in inspect.signature(Setup).parameters if n != "split"), "format", "max_chars"]
-    for name in settings.env:
-        if name not in allowed:
-            why = "; training uses train, validation uses validation" if name == "split" else ""
-            raise RunError(f"{unknown('environment argument', name, allowed)}{why}")
+    check_arguments(settings.env, words=True)
     room = Room(settings.env | ({"reward": judge} if judge else {}), split)
     if room.setup.rewards.needs_differential:
         names = ", ".join(room.setup.rewards.needs_differential)

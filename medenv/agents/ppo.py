@@ -14,7 +14,6 @@ Does not cover: run directories, checkpoints and time budgets (`medenv.runs.trai
 
 from __future__ import annotations
 
-import inspect
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -42,9 +41,9 @@ from medenv.agents.policy import (
     tracked,
 )  # fmt: skip
 from medenv.agents.ppo_objective import LOSSES, Rollout, move_credit, normalised, ppo_loss, scheduled, transitions
-from medenv.envs.setup import Setup
+from medenv.envs.setup import check_arguments
 from medenv.envs.vector import ConsultVectorEnv
-from medenv.errors import RewardError, RunError, unknown
+from medenv.errors import RewardError, RunError
 from medenv.hashing import seed_for
 from medenv.rewards.mix import parse_mix
 
@@ -325,11 +324,7 @@ def make_env(settings: PPOSettings, split: str, num_envs: int, judge: str = "") 
 
     `judge`: another reward mix than the settings'.
     """
-    allowed = [name for name in inspect.signature(Setup).parameters if name != "split"]
-    for name in settings.env:
-        if name not in allowed:
-            why = "; training uses train, validation uses validation" if name == "split" else ""
-            raise RunError(f"{unknown('environment argument', name, allowed)}{why}")
+    check_arguments(settings.env)
     arguments = settings.env | ({"reward": judge} if judge else {})
     env = gym.make_vec("MedConsult-v0", num_envs=num_envs, split=split, autoreset_mode="SameStep", **arguments)
     assert isinstance(env.unwrapped, ConsultVectorEnv)

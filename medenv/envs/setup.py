@@ -5,8 +5,9 @@ Does not cover: Gymnasium's calls (`consult`, `vector`).
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from medenv.cases.sampled import SampledCases
 from medenv.cases.source import ALL, CaseSource
 from medenv.envs.copies import imagined
 from medenv.envs.engine import Engine
-from medenv.errors import CaseError, KnowledgeError, MedenvError
+from medenv.errors import CaseError, KnowledgeError, MedenvError, RunError, unknown
 from medenv.knowledge.base import KnowledgeBase
 from medenv.knowledge.compiled import Compiled, compiled
 from medenv.knowledge.named import knowledge_base
@@ -146,3 +147,12 @@ def check_options(options: Mapping[str, Any] | None, known: Sequence[str] = ("ca
     if extra:
         raise CaseError(f"reset options {sorted(extra)} are unknown here: use {' or '.join(known)}")
     return options or {}
+
+
+def check_arguments(given: Iterable[str], words: bool = False) -> None:
+    """RunError for a name that is no argument of a training's environment (`words`: of MedConsultText-v0). split is the trainer's own."""
+    allowed = [*(name for name in inspect.signature(Setup).parameters if name != "split"), *(("format", "max_chars") if words else ())]
+    for name in given:
+        if name not in allowed:
+            why = "; training uses train, validation uses validation" if name == "split" else ""
+            raise RunError(f"{unknown('environment argument', name, allowed)}{why}")

@@ -40,7 +40,7 @@ from statistics import median
 from typing import Any
 
 from medenv.errors import MedenvError, unknown
-from medenv.runs.provenance import commit, hardware, versions
+from medenv.runs.provenance import commit, cores, hardware, versions
 
 BASES = ("builtin", "synthetic:200x500")
 NUM, CARTPOLES, REPEATS = 1024, 128, 5
@@ -251,7 +251,7 @@ def ppo() -> list[Row]:
     from medenv.runs.training import train
 
     rows = []
-    for threads in sorted({1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1}):
+    for threads in sorted({1, cores()}):
         with tempfile.TemporaryDirectory() as folder:
             settings = PPOSettings(env={"observe_belief": True}, seconds=PPO_SECONDS, threads=threads, evaluate_every=10_000)
             train(settings, Path(folder) / "run")

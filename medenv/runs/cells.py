@@ -32,7 +32,6 @@ Does not cover: where and when cells run (`ablate`), what is made of their resul
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import math
 import shutil
@@ -48,7 +47,7 @@ import numpy as np
 
 import medenv
 from medenv.agents.doctor import make_doctor
-from medenv.envs.setup import Setup
+from medenv.envs.setup import Setup, check_arguments
 from medenv.errors import RunError, unknown
 from medenv.rewards.mix import parse_mix
 from medenv.runs.evaluate import evaluate
@@ -94,6 +93,11 @@ class Cell:
         about = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("environment", "mix")}
         about["env"] = {k: v for k, v in self.env.items() if k != "knowledge"}
         return about | {"medenv": medenv.__version__}
+
+    def told(self) -> dict[str, Any]:
+        """What a result says of its cell: keys, names, reward."""
+        names = {name: getattr(self, name) for name in ("environment", "mix", "seed", "trainer", "reward")}
+        return {"key": self.key, "key_without_base": self.key_without_base, **names}
 
     def __str__(self) -> str:
         return f"{self.environment}, {self.mix}, seed {self.seed}"
@@ -200,19 +204,18 @@ def check_names(plan: Plan, path: Path) -> None:
     """RunError for a setting of a trainer, or an argument of an environment, that there is not: before the first cell is run."""
     from medenv.agents.ppo import PPOSettings
 
-    allowed = [n for n in inspect.signature(Setup).parameters if n not in ("split", "reward")]
     kinds: dict[str, type] = {"settings": PPOSettings}
     if plan.trainer == "grpo":
         from medenv.agents.grpo import GRPOSettings
         from medenv.agents.sft import SFTSettings
 
         kinds = {"settings": GRPOSettings, "start": SFTSettings}
-        allowed += ["format", "max_chars"]
     own = ("env", "seed", "judge")
     for name, about in plan.environments.items():
-        for key in about.keys() - {"settings"}:
-            if key not in allowed:
-                raise RunError(f"{path}: {unknown(f'argument of environment {name}', key, allowed)}")
+        try:
+            check_arguments(about.keys() - {"settings"}, words=plan.trainer == "grpo")
+        except RunError as error:
+            raise RunError(f"{path}: environment {name}: {error}") from error
     tables = [
         ("settings", t) for t in (plan.settings, *(x.get("settings", {}) for x in (*plan.environments.values(), *plan.mixes.values())))
     ]
@@ -242,15 +245,7 @@ def run_cell(cell: Cell, folder: Path) -> Result:
         lines = [line for line in lines if line.get("validation_return") is not None]
         curve = {name: [line.get(key) for line in lines] for name, key in CURVE.items()}
     found = {split: _earned(cell, agent, split, Path(folder)) for split in SPLITS}
-    about: dict[str, Any] = {
-        "key": cell.key,
-        "key_without_base": cell.key_without_base,
-        "environment": cell.environment,
-        "mix": cell.mix,
-        "seed": cell.seed,
-        "trainer": cell.trainer,
-        "reward": cell.reward,
-    }
+    about = cell.told()
     made = {"seconds": round(time.perf_counter() - started, 1), "commit": commit(), "hardware": hardware()}
     made["versions"] = versions("numpy", "torch", "ray", "trl")
     if cell.trainer == "ppo":

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
 import socket
@@ -23,6 +24,7 @@ from typing import Any
 
 import medenv
 from medenv.errors import RunError
+from medenv.runs.provenance import cores
 
 LOCAL = "local"
 # PPO's settings of what runs where on RLlib, which a resumed run may change
@@ -46,7 +48,7 @@ def cluster(address: str = "", cpus: float = 0, gpus: float = 0, own_cpus: int |
         raise RunError('this needs Ray, which is not installed: pip install "medenv[ray]"') from None
     before = ray.is_initialized()
     if not before:
-        _connect(address or os.environ.get("RAY_ADDRESS", "") or LOCAL, cpus, own_cpus)
+        _connect(resolved(address), cpus, own_cpus)
     try:
         found: dict[str, float] = dict(ray.cluster_resources())
         require(found, cpus, gpus)
@@ -54,6 +56,11 @@ def cluster(address: str = "", cpus: float = 0, gpus: float = 0, own_cpus: int |
     finally:
         if not before:
             ray.shutdown()
+
+
+def resolved(address: str) -> str:
+    """The address that is meant: given, or RAY_ADDRESS, or LOCAL."""
+    return address or os.environ.get("RAY_ADDRESS", "") or LOCAL
 
 
 def require(found: dict[str, float], cpus: float = 0, gpus: float = 0) -> None:
@@ -69,9 +76,7 @@ def _connect(address: str, cpus: float, own_cpus: int | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as Ray will have it: without GPUs, their variables stay as they are
     if address == LOCAL:
-        count = own_cpus or max(
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, int(-(-cpus // 1))
-        )
+        count = own_cpus or max(cores(), math.ceil(cpus))
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine needs more than 30 s
         ray.init(address=LOCAL, num_cpus=count, include_dashboard=False, **quiet)
         return

@@ -16,6 +16,11 @@ import medenv
 _ROOT = Path(medenv.__file__).parents[1]
 
 
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def hardware() -> str:
     """One line: processor, cores that may be used, memory."""
     model = platform.processor() or platform.machine()
@@ -23,11 +28,10 @@ def hardware() -> str:
     if cpuinfo.is_file():
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         model = names[0] if names else model
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = ""
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = f", {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB"
-    return f"{model}, {cores} cores{memory}, {platform.system()} {platform.machine()}"
+    return f"{model}, {cores()} cores{memory}, {platform.system()} {platform.machine()}"
 
 
 def commit() -> str:

@@ -44,7 +44,7 @@ class RunDirectory:
     def __init__(self, path: Path, about: Mapping[str, Any], resume: bool, changeable: tuple[str, ...] = ()) -> None:
         self.path = path
         self.about: dict[str, Any] = {"format": FORMAT, "version": medenv.__version__, **about, "libraries": _versions()}
-        self.began = _holds_files(path)  # before this
+        self.began, self.made = _holds_files(path), not path.exists()  # the run before this object; the directory by it
         if self.began:
             if not resume:
                 raise RunError(f"{path} is not empty: resume the run in it, or name another directory")
@@ -55,16 +55,19 @@ class RunDirectory:
         self._trackers: list[tuple[Callable[[dict[str, Any]], Any], Callable[[], Any]]] = []
 
     def take_back(self, *folders: str) -> None:
-        """Remove what was written of a run that could not begin, `folders` too: it is of this object, and without a line of metrics."""
-        if self.began or read_metrics(self.path / "metrics.jsonl"):
+        """Remove what was written of a run that could not begin, `folders` too. What holds a line of metrics, or anything else, stays."""
+        own = {"run.json", "metrics.jsonl", *folders}
+        if self.began or read_metrics(self.path / "metrics.jsonl") or any(p.name not in own for p in self.path.iterdir()):
             return
         self.close()
-        for name in ("run.json", "metrics.jsonl"):
-            (self.path / name).unlink(missing_ok=True)
-        for name in folders:
-            shutil.rmtree(self.path / name, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            self.path.rmdir()
+        for name in own:
+            if name in folders:
+                shutil.rmtree(self.path / name, ignore_errors=True)
+            else:
+                (self.path / name).unlink(missing_ok=True)
+        if self.made:
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
 
     def _check_same(self, changeable: tuple[str, ...]) -> None:
         saved = _saved(self.path)

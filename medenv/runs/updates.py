@@ -116,6 +116,11 @@ class Updates(TrainerCallback):
     def _share(self, update: int) -> float:
         return spent(self.settings, update, self.clock)
 
+    def _over(self, update: int) -> bool:
+        """Whether the budget is spent and the batch learned from whole. All processes ask together."""
+        self.clock = from_first(time.perf_counter() - self.started)
+        return update % getattr(self.settings, "minibatches", 1) == 0 and self._share(update) >= 1.0
+
     def go(self) -> None:
         """Train to the end of the budget."""
         if self.checkpoint is None:
@@ -137,8 +142,7 @@ class Updates(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """After an update: what is due."""
-        self.clock = from_first(time.perf_counter() - self.started)
-        over = whole(self.settings, state.global_step) and self._share(state.global_step) >= 1.0
+        over = self._over(state.global_step)
         self.due = over or state.global_step % self.settings.evaluate_every == 0
         control.should_training_stop = control.should_training_stop or over
         control.should_save = over or state.global_step % self.settings.checkpoint_every == 0
@@ -166,8 +170,7 @@ class Updates(TrainerCallback):
             if from_first(self.stop):
                 figures["plateau"] = True
                 control.should_training_stop = control.should_save = True
-            self.clock = from_first(time.perf_counter() - self.started)
-            if whole(self.settings, state.global_step) and self._share(state.global_step) >= 1.0:
+            if self._over(state.global_step):
                 control.should_training_stop = control.should_save = True  # validating took the rest: no further update, validated again
         if control.should_save and processes().num_processes > 1:
             figures["same_weights"] = self._same_weights()
@@ -277,11 +280,6 @@ def spent(settings: Settings, steps: int, seconds: float) -> float:
     shares = [] if settings.seconds is None else [seconds / settings.seconds, steps / MOST_STEPS]
     shares += [] if settings.steps is None else [steps / settings.steps]
     return max(shares)
-
-
-def whole(settings: Settings, step: int) -> bool:
-    """Whether the batch has been learned from to its end."""
-    return step % getattr(settings, "minibatches", 1) == 0
 
 
 def from_first(value: Any) -> Any:
